@@ -1,0 +1,1 @@
+"""PAC inside third-party trainers."""

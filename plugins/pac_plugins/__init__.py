@@ -1,0 +1,1 @@
+"""Plugins that come with PAC, found through entry points like anyone else's."""
