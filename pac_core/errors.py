@@ -27,3 +27,7 @@ class UnknownPlugin(BadInput):
 
 class PluginConflict(BadInput):
     """Two distributions registered the same name for the same kind of plugin."""
+
+
+class NeedsInnerStore(BadInput):
+    """A wrapping store was asked for without the store it is to wrap."""

@@ -42,7 +42,9 @@ class StoreStats:
 class Store(ABC):
     """Keeps byte buffers under 16-byte keys. It knows nothing of tensors; the cache encodes and checks entries.
 
-    The registered factory is ``factory(options: StoreOptions) -> Store``. All calls are batched: one call for a
+    The registered factory is ``factory(options: StoreOptions) -> Store``. A store that wraps another is named
+    ``wrapper+inner`` by users, as in ``lz4+disk``; its factory raises `pac_core.errors.NeedsInnerStore` if
+    ``options.inner`` is None, and its ``close`` closes the inner store. All calls are batched: one call for a
     mini-batch. A store may be used by several threads of a process; where `shared` is true several processes may read
     while one or more write. A key that is put again keeps one of the two values (values of equal keys are equal).
 
@@ -51,12 +53,10 @@ class Store(ABC):
 
     Attributes:
         shared: other processes that open the same path see the entries after ``flush`` (and `refresh`).
-        wraps: True for a store that needs ``options.inner``; users name it ``wrapper+inner``, as in ``lz4+disk``.
         compresses: True if it gains from byte-shuffled input; the cache then shuffles.
     """
 
     shared: bool = False
-    wraps: bool = False
     compresses: bool = False
 
     @abstractmethod
