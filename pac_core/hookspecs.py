@@ -51,7 +51,7 @@ def pac_register_backbones(register: Register) -> None:
 
 @hookspec
 def pac_register_adapters(register: Register) -> None:
-    """Offer side networks. ``factory(backbone: Backbone, config: AdapterConfig) -> SideNetwork``.
+    """Offer side networks. ``factory(backbone: Backbone, config: AdapterConfig, target: str) -> SideNetwork``.
 
     See `pac_core.contracts.adapter.SideNetwork`.
     """

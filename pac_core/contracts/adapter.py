@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from pac_core.contracts.backbone import DECODER, ENCODER, BackboneInfo
+from pac_core.contracts.backbone import ENCODER, BackboneInfo
 
 
 class AdapterConfig(BaseModel):
@@ -121,78 +121,6 @@ class Taps:
     rows: Rows
 
 
-class SideNetwork(nn.Module, ABC):
-    """A trainable network beside a frozen backbone: reads taps b_0..b_L, gives last hidden states of width d.
-
-    For each stream: ``a_0 = enter(b_0)``, ``a_i = layer(i, b_i, a_{i-1})`` (PAC eq. 1), ``h = exit(a_L, b_L)``. The
-    registered factory is ``factory(backbone: Backbone, config: AdapterConfig) -> SideNetwork``. It raises
-    `pac_core.errors.BadInput` for a reduction that does not divide the backbone's widths, listing those that do.
-
-    ``h`` must equal b_L at initialisation, so that a generative model starts as the frozen one. States a_i are padded
-    (rows, width, r) tensors. `forward` may be overridden to group work over taps; it must equal the chain, which the
-    conformance suite checks. The chain form is what a pipeline stage runs: it holds only some layers (see `keep`).
-
-    Args:
-        info: the backbone's facts.
-        config: the adapter's configuration.
-    """
-
-    def __init__(self, info: BackboneInfo, config: AdapterConfig) -> None:
-        super().__init__()
-        self.info = info
-        self.config = config
-
-    @abstractmethod
-    def enter(self, stream: str, b_0: Tensor, rows: Rows) -> Tensor:
-        """a_0 (rows, width, r) of b_0 (tokens, d)."""
-
-    @abstractmethod
-    def layer(
-        self, stream: str, index: int, b_i: Tensor, state: Tensor, rows: Rows, *, memory: Memory | None = None
-    ) -> Tensor:
-        """a_i (rows, width, r) of tap ``index`` (1 for the first tapped layer) b_i (tokens, d) and a_{i-1}.
-
-        ``memory`` is the encoder side state, for streams with cross attention. It is differentiable.
-        """
-
-    @abstractmethod
-    def exit(self, stream: str, state: Tensor, b_L: Tensor, rows: Rows) -> Tensor:
-        """h (tokens, d) of the last state and b_L (tokens, d); a gradient flows into ``state`` only."""
-
-    @abstractmethod
-    def keep(self, stream: str, first: int, last: int) -> None:
-        """Drop the parameters of all side layers of ``stream`` but first+1..last (tap indices); enter goes with
-        first = 0 and exit with last = number of taps - 1. Layers keep their names, so state dicts of slices add up."""
-
-    def run(self, stream: str, taps: Taps, memory: Memory | None = None) -> Tensor:
-        """a_L of one stream by the chain ``enter``, ``layer``..., (rows, width, r)."""
-        state = self.enter(stream, taps.values[0], taps.rows)
-        for index in range(1, taps.values.shape[0]):
-            state = self.layer(stream, index, taps.values[index], state, taps.rows, memory=memory)
-        return state
-
-    def forward(self, taps: dict[str, Taps]) -> Tensor:
-        """h (tokens, d) of the last stream in ``taps`` (``decoder`` if present), given the taps of each stream."""
-        memory = None
-        if ENCODER in taps and DECODER in taps:
-            source = taps[ENCODER]
-            memory = Memory(self.run(ENCODER, source), source.rows.mask)
-        name = DECODER if DECODER in taps else ENCODER
-        last = taps[name]
-        return self.exit(name, self.run(name, last, memory), last.values[-1], last.rows)
-
-    def new_past(self) -> Any:
-        """State for incremental decoding through `extend`; None for side networks without attention."""
-        return None
-
-    @abstractmethod
-    def extend(self, stream: str, values: Tensor, past: Any, *, memory: Memory | None = None) -> Tensor:
-        """h (rows, new, d) of ``new`` tokens that follow those in ``past``; values (taps, rows, new, d), no padding.
-
-        ``past`` is updated in place. Token for token equal to `forward` on the whole rows.
-        """
-
-
 @dataclass(frozen=True)
 class Memory:
     """The side encoder's output, which a side decoder attends to.
@@ -204,3 +132,94 @@ class Memory:
 
     state: Tensor
     mask: Tensor | None
+
+
+class SideNetwork(nn.Module, ABC):
+    """A trainable network beside a frozen backbone: reads taps b_0..b_L, gives last hidden states of width d.
+
+    For each stream: ``a_0 = enter(b_0)``, ``a_i = layer(i, b_i, a_{i-1})`` (PAC eq. 1), ``h = exit(a_L, b_L)``. The
+    registered factory is ``factory(backbone: Backbone, config: AdapterConfig, target: str) -> SideNetwork`` and builds
+    what gives h of stream ``target``. It raises `pac_core.errors.BadInput` for a reduction that does not divide the
+    backbone's widths, listing those that do.
+
+    h equals b_L at initialisation, so that a generative model starts as the frozen one. States a_i are padded
+    (rows, width, r) tensors in the dtype of the parameters, float32 unless the backbone is float64. A pipeline stage
+    holds only some layers (see `keep`) and runs them one by one; `forward` is the whole chain.
+
+    Args:
+        info: the backbone's facts.
+        config: the adapter's configuration.
+        target: the stream whose last hidden states are wanted.
+    """
+
+    def __init__(self, info: BackboneInfo, config: AdapterConfig, target: str) -> None:
+        super().__init__()
+        self.info = info
+        self.config = config
+        self.target = target
+
+    @property
+    @abstractmethod
+    def reads(self) -> tuple[str, ...]:
+        """Streams whose taps `forward` needs, the target last."""
+
+    @abstractmethod
+    def enter(self, stream: str, b_0: Tensor, rows: Rows) -> Tensor:
+        """a_0 (rows, width, r) of b_0 (tokens, d)."""
+
+    @abstractmethod
+    def layer(
+        self,
+        stream: str,
+        index: int,
+        b_i: Tensor,
+        state: Tensor,
+        rows: Rows,
+        *,
+        memory: Memory | None = None,
+        past: Any = None,
+    ) -> Tensor:
+        """a_i (rows, width, r) of tap ``index`` (1 is the first after b_0) b_i (tokens, d) and a_{i-1}.
+
+        ``memory`` is the side encoder's output, for streams with cross attention; gradients flow into it. With
+        ``past`` from `new_past` the tokens follow those seen before, which it then also holds.
+        """
+
+    @abstractmethod
+    def exit(self, stream: str, state: Tensor, b_L: Tensor, rows: Rows) -> Tensor:
+        """h (tokens, d) of the last state and b_L (tokens, d)."""
+
+    @abstractmethod
+    def keep(self, stream: str, first: int, last: int) -> None:
+        """Drop every parameter of ``stream`` but those of side layers first+1..last (tap indices); `enter` goes with
+        first = 0, `exit` with last = number of taps - 1. Parameters keep their names, so slices' state dicts add up."""
+
+    def new_past(self) -> Any:
+        """State for incremental decoding; None for side networks in which tokens do not see each other."""
+        return None
+
+    def run(self, stream: str, taps: Taps, *, memory: Memory | None = None, past: Any = None) -> Tensor:
+        """a_L (rows, width, r) of one stream: ``enter``, then each ``layer``."""
+        state = self.enter(stream, taps.values[0], taps.rows)
+        for index in range(1, taps.values.shape[0]):
+            state = self.layer(stream, index, taps.values[index], state, taps.rows, memory=memory, past=past)
+        return state
+
+    def remember(self, taps: Taps) -> Memory:
+        """The side encoder's output for the side decoder."""
+        return Memory(self.run(ENCODER, taps), taps.rows.mask)
+
+    def forward(self, taps: dict[str, Taps], *, memory: Memory | None = None, past: Any = None) -> Tensor:
+        """h (tokens, d) of the target stream; ``taps`` holds those of every stream in `reads`.
+
+        While decoding step by step, ``memory`` stands in for the encoder's taps and ``past`` holds what came before.
+        """
+        if memory is None and len(self.reads) == 2:
+            memory = self.remember(taps[ENCODER])
+        last = taps[self.target]
+        state = self.run(self.target, last, memory=memory, past=past)
+        return self.exit(self.target, state, last.values[-1], last.rows)
+
+    def trainable(self) -> int:
+        """Number of parameters."""
+        return sum(p.numel() for p in self.parameters())

@@ -152,6 +152,7 @@ class Backbone(ABC):
     """
 
     info: BackboneInfo
+    config: Any  # the transformers configuration
 
     @abstractmethod
     def embed(

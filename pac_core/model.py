@@ -1,0 +1,289 @@
+"""PacModel: a frozen backbone, its side network and the activation cache as one ``nn.Module`` for any trainer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.utils import ModelOutput
+
+from pac_core.adapter_files import read_adapter, write_adapter
+from pac_core.backbones import load_backbone
+from pac_core.cache import ActivationCache
+from pac_core.contracts.adapter import AdapterConfig, ParallelAdapterConfig, SideNetwork, Taps
+from pac_core.contracts.backbone import DECODER, ENCODER, Backbone, BackboneInfo, BackboneSource, tap_indices
+from pac_core.errors import BadInput
+from pac_core.examples import IGNORE, Example, Task
+from pac_core.heads import PooledHead
+from pac_core.inputs import examples_from_tensors
+from pac_core.registry import Registry
+from pac_core.taps import TapReader
+
+
+M = TypeVar("M", bound="PacModel")
+
+
+@dataclass
+class PacOutput(ModelOutput):
+    """What `PacModel.forward` returns.
+
+    Attributes:
+        loss: () mean loss of the batch, None without labels.
+        logits: (rows, classes) or (rows,) for the pooled tasks; (rows, tokens, vocabulary) for language modelling,
+            right-padded with zeros, and only in evaluation mode or without labels, since training does not need them.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class PacModel(nn.Module):
+    """A frozen backbone with a trainable side network, reading taps from the cache where it has them.
+
+    Its parameters are those that train: the side network and, for classification and regression, the head. The
+    backbone is held beside them, so optimisers, checkpoints and `state_dict` never see it.
+
+    Args:
+        backbone: the frozen backbone.
+        side: the side network.
+        task: what is predicted.
+        cache: the activation cache; None runs the backbone every time.
+        model_name: the backbone's path or id, for saved adapters and cache listings.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        side: SideNetwork,
+        task: Task,
+        *,
+        cache: ActivationCache | None = None,
+        model_name: str = "",
+    ) -> None:
+        super().__init__()
+        self.side = side
+        self.task = task
+        self.model_name = model_name
+        self.info: BackboneInfo = backbone.info
+        texts = 2 if task.apart else 1
+        self.head = None if task.generates else PooledHead(self.info.hidden_size, task.outputs, texts)
+        if self.head is not None and self.info.dtype == torch.float64:
+            self.head.double()
+        self._held = {"backbone": backbone}  # a dict, so that nn.Module does not register the backbone
+        taps = {s: tap_indices(self.info.stream(s).layers, side.config.tap_every) for s in side.reads}
+        bound = None if cache is None else cache.bind(self.info, taps, model=model_name)
+        self.reader = TapReader(backbone, bound, taps)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The frozen backbone, never among the module's parameters."""
+        return self._held["backbone"]
+
+    @property
+    def config(self) -> Any:
+        """The backbone's transformers configuration, which third-party trainers look for."""
+        return self.backbone.config
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+    ) -> PacOutput:
+        """Loss and logits of a padded batch, as a transformers model with the same task would take it.
+
+        Args:
+            input_ids: (rows, tokens) int64.
+            attention_mask: (rows, tokens), 1 for real tokens; all real if left out. Padding on either side.
+            token_type_ids: (rows, tokens), for backbones that have them.
+            labels: (rows,) classes or numbers; (rows, tokens) token ids with -100 where nothing is learnt for
+                language models (not shifted, as in transformers).
+            decoder_input_ids: (rows, target tokens), for encoder-decoder models without ``labels``.
+        """
+        batch = examples_from_tensors(
+            self.task, self.backbone, input_ids, attention_mask, token_type_ids, labels, decoder_input_ids
+        )
+        taps = self.reader.read(batch)
+        if not self.task.generates:
+            outputs = self.outputs(taps)
+            loss = None if labels is None else self.loss(batch, taps, outputs)
+            logits = outputs if self.task.kind == "classification" else self._head.numbers(outputs)
+            return PacOutput(loss=loss, logits=logits)
+        hidden = self.hidden(taps)
+        loss = None if labels is None else self._token_loss(batch, hidden)
+        if self.training and loss is not None:
+            return PacOutput(loss=loss)
+        return PacOutput(loss=loss, logits=taps[self.side.target].rows.pad(self.backbone.head(hidden)))
+
+    def hidden(self, taps: dict[str, Taps]) -> Tensor:
+        """Last hidden states (tokens, d) of the target stream: the backbone's plus what the side network adds."""
+        device = next(self.side.parameters()).device
+        moved = {s: Taps(t.values.to(device), t.rows) for s, t in taps.items()}
+        return self.side(moved)
+
+    def outputs(self, taps: dict[str, Taps]) -> Tensor:
+        """Outputs (rows, outputs) of the trainable head."""
+        rows = taps[self.side.target].rows
+        if self.training and not bool(self._head.calibrated):
+            self.calibrate(taps)
+        return self._head(self.hidden(taps), rows)
+
+    def calibrate(self, taps: dict[str, Taps], targets: Tensor | None = None) -> None:
+        """Set the head's standardisation from a batch of frozen taps; done once, before training."""
+        last = taps[self.side.target]
+        head = self._head
+        head.calibrate(head.pool(last.values[-1].to(head.mean.device), last.rows), targets)
+
+    def loss(self, batch: Sequence[Example], taps: dict[str, Taps], outputs: Tensor | None = None) -> Tensor:
+        """Mean loss () of a batch whose taps have been read; over samples, or over tokens that have a target."""
+        if self.task.generates:
+            return self._token_loss(batch, self.hidden(taps))
+        outputs = self.outputs(taps) if outputs is None else outputs
+        targets = torch.as_tensor([e.target for e in batch], device=outputs.device)
+        if self.task.kind == "regression":
+            return self._head.regression_loss(outputs, targets)
+        return F.cross_entropy(outputs, targets)
+
+    def _token_loss(self, batch: Sequence[Example], hidden: Tensor) -> Tensor:
+        targets = torch.from_numpy(np.concatenate([np.asarray(e.target) for e in batch])).to(hidden.device)
+        learnt = (targets != IGNORE).nonzero()[:, 0]
+        return F.cross_entropy(self.backbone.head(hidden[learnt]), targets[learnt])
+
+    @property
+    def _head(self) -> PooledHead:
+        assert self.head is not None
+        return self.head
+
+    def release_backbone(self) -> None:
+        """Drop the backbone's layers from memory; samples that are not in the cache can no longer be read."""
+        self.backbone.release(keep_head=self.task.generates)
+
+    def print_trainable_parameters(self) -> None:
+        """Print how many parameters train."""
+        print(f"trainable parameters: {self.trainable():,}")
+
+    def trainable(self) -> int:
+        """Number of parameters that train."""
+        return sum(p.numel() for p in self.parameters())
+
+    def generate(self, *args: Any, **options: Any) -> Tensor:
+        """Token ids of the answers; see `pac_core.generation.generate`."""
+        from pac_core.generation import generate
+
+        return generate(self, *args, **options)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``adapter_config.json`` and ``adapter_model.safetensors``: side network, head, task, no backbone."""
+        write_adapter(Path(folder), self.side.config, self.task, self.info, self.model_name, self.state_dict())
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        base_model: Any,
+        folder: str | Path,
+        *,
+        cache: ActivationCache | None = None,
+        registry: Registry | None = None,
+    ) -> Self:
+        """A model with the adapter saved in ``folder``; ``base_model`` is a live model, a path or an id.
+
+        Raises:
+            BadInput: the folder holds no PAC adapter, is damaged, or was trained on another backbone.
+        """
+        saved = read_adapter(Path(folder))
+        model = _assemble(cls, base_model, saved.config, saved.task, cache, registry or Registry())
+        saved.check(model.info)
+        model.load_state_dict(saved.tensors)
+        return model.eval()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves between devices take the backbone along."""
+        super()._apply(fn, recurse)
+        self.backbone.to(next(self.parameters()).device)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PacModel:
+        """A copy that shares the frozen backbone and the cache."""
+        copied = self.__class__.__new__(self.__class__)
+        memo[id(self)] = copied
+        shared = {"_held": self._held, "reader": self.reader}
+        copied.__dict__ = {k: shared.get(k) or copy.deepcopy(v, memo) for k, v in self.__dict__.items()}
+        return copied
+
+
+def get_pac_model(
+    base_model: Any,
+    config: AdapterConfig | None = None,
+    *,
+    cache: ActivationCache | None = None,
+    task: Task | None = None,
+    registry: Registry | None = None,
+) -> PacModel:
+    """Attach a side network to a frozen transformers model.
+
+    Args:
+        base_model: a ``PreTrainedModel`` with a task head, or a path or id. Its class says what is predicted:
+            sequence classification (regression with one label), causal language modelling, conditional generation.
+        config: the adapter; ``ParallelAdapterConfig()`` if left out.
+        cache: where taps are kept; from the second epoch on, rows found there never touch the backbone.
+        task: what is predicted, where the class does not say or says otherwise.
+
+    Raises:
+        BadInput: an architecture without a plugin, a reduction that does not divide, a class that names no task.
+    """
+    config = ParallelAdapterConfig() if config is None else config
+    return _assemble(PacModel, base_model, config, task, cache, registry or Registry())
+
+
+def _assemble(
+    cls: type[M],
+    base_model: Any,
+    config: AdapterConfig,
+    task: Task | None,
+    cache: ActivationCache | None,
+    registry: Registry,
+) -> M:
+    is_path = isinstance(base_model, (str, Path))
+    source = BackboneSource(path=base_model) if is_path else BackboneSource(model=base_model)
+    backbone = load_backbone(source, registry)
+    task = task or task_of_model(base_model)
+    side = registry.get("adapters", config.name)(backbone, config, target_stream(backbone.info, task))
+    name = str(base_model) if is_path else str(getattr(base_model, "name_or_path", ""))
+    return cls(backbone, side, task, cache=cache, model_name=name)
+
+
+def target_stream(info: BackboneInfo, task: Task) -> str:
+    """The stream whose last hidden states answer the task: an encoder suffices where nothing is generated."""
+    names = [stream.name for stream in info.streams]
+    if task.generates:
+        if DECODER not in names:
+            raise BadInput(f"task {task.kind} needs a model that generates; {info.model_type} is an encoder")
+        return DECODER
+    return ENCODER if ENCODER in names else DECODER
+
+
+def task_of_model(model: Any) -> Task:
+    """The task that a transformers model's class stands for.
+
+    Raises:
+        BadInput: the class stands for none.
+    """
+    name = type(model).__name__
+    if name.endswith("ForSequenceClassification"):
+        if model.config.num_labels == 1:
+            return Task("regression")
+        return Task("classification", tuple(str(model.config.id2label[i]) for i in range(model.config.num_labels)))
+    if name.endswith("ForConditionalGeneration"):
+        return Task("seq2seq")
+    if name.endswith(("ForCausalLM", "LMHeadModel")):
+        return Task("causal-lm")
+    raise BadInput(f"{name} does not say what is to be predicted; pass task=Task(...), or a model with a task head")

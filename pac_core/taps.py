@@ -1,0 +1,224 @@
+"""Where taps come from: the cache where they are known, the frozen backbone where they are not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pac_core.cache import BoundCache
+from pac_core.contracts.adapter import Rows, Taps
+from pac_core.contracts.backbone import DECODER, ENCODER, Backbone, Boundary
+from pac_core.examples import Example, Segment
+
+Segments = dict[str, list[list[Segment]]]
+"""For each stream and row, the segments of that row."""
+
+
+@dataclass
+class TapCounters:
+    """What reading taps has cost so far: samples found in the cache whole, and samples for which the backbone ran."""
+
+    cache_hits: int = 0
+    backbone_samples: int = 0
+
+
+class TapReader:
+    """Reads the taps of examples, running the backbone only for what the cache does not have.
+
+    Args:
+        backbone: None once it has been dropped; a missing entry is then an error.
+        cache: where entries are looked up and written; None runs the backbone every time.
+        taps: tap indices of each stream that is read, the target stream last.
+        tokens_per_pass: tokens, padding included, that go through the backbone at once.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        cache: BoundCache | None,
+        taps: dict[str, tuple[int, ...]],
+        *,
+        tokens_per_pass: int = 4096,
+    ) -> None:
+        self.backbone = backbone
+        self.cache = cache
+        self.taps = taps
+        self.tokens_per_pass = tokens_per_pass
+        self.counters = TapCounters()
+        info = backbone.info
+        self.dtype = torch.float64 if info.dtype == torch.float64 else torch.float32
+
+    def read(self, examples: Sequence[Example]) -> dict[str, Taps]:
+        """Taps of every stream for a batch, in the order of ``examples``.
+
+        Raises:
+            RuntimeError: an entry is missing and the backbone has been released.
+        """
+        segments = {s: [_of_stream(e, s) for e in examples] for s in self.taps}
+        values, missing = self._look_up(segments)
+        self._compute(segments, values, missing)
+        self.counters.backbone_samples += len(missing)
+        self.counters.cache_hits += len(examples) - len(missing)
+        return {s: Taps(values[s], rows_of(segments[s])) for s in self.taps}
+
+    def missing(self, examples: Sequence[Example]) -> list[int]:
+        """Indices of the examples that are not whole in the cache (all of them without one)."""
+        if self.cache is None:
+            return list(range(len(examples)))
+        absent: set[int] = set()
+        for stream in self.taps:
+            owners = [(i, segment) for i, e in enumerate(examples) for segment in _of_stream(e, stream)]
+            found = self.cache.contains(self.cache.keys([segment for _, segment in owners]))
+            absent |= {i for (i, _), there in zip(owners, found) if not there}
+        return sorted(absent)
+
+    def _look_up(self, segments: Segments) -> tuple[dict[str, Tensor], list[int]]:
+        values, missing = {}, set[int]()
+        for stream, rows in segments.items():
+            flat = [segment for row in rows for segment in row]
+            if self.cache is None:
+                shape = (len(self.taps[stream]), sum(map(len, flat)), self.backbone.info.hidden_size)
+                values[stream] = torch.empty(shape, dtype=self.dtype)
+                missing |= set(range(len(rows)))
+                continue
+            values[stream], absent = self.cache.load(self.cache.keys(flat), [len(s) for s in flat])
+            owner = [i for i, row in enumerate(rows) for _ in row]
+            missing |= {owner[i] for i in absent}
+        return values, sorted(missing)
+
+    def fill(self, examples: Sequence[Example], batch_size: int = 256) -> Iterator[int]:
+        """Put the entries of examples that lack them into the cache, longest first, with next to no padding.
+
+        Yields the number of samples done so far, after each batch; nothing is kept in memory.
+        """
+        missing = self.missing(examples)
+        order = sorted(missing, key=lambda i: -len(examples[i]))
+        for start in range(0, len(order), batch_size):
+            batch = [examples[i] for i in order[start : start + batch_size]]
+            segments = {s: [_of_stream(e, s) for e in batch] for s in self.taps}
+            for _ in self._run_backbone(segments, range(len(batch))):
+                pass
+            self.counters.backbone_samples += len(batch)
+            yield start + len(batch)
+
+    def _compute(self, segments: Segments, values: dict[str, Tensor], missing: list[int]) -> None:
+        """Run the backbone for the missing rows and put their taps in place."""
+        starts = {s: _starts(segments[s]) for s in self.taps}
+        for stream, row, j, entry in self._run_backbone(segments, missing):
+            start = starts[stream][row][j]
+            values[stream][:, start : start + entry.shape[1]].copy_(entry)
+
+    def _run_backbone(self, segments: Segments, rows: Iterable[int]) -> Iterator[tuple[str, int, int, Tensor]]:
+        """Taps of every segment of ``rows``, as (stream, row, index in the row, entry), once they are in the cache."""
+        target = list(self.taps)[-1]
+        wanted = [(row, j) for row in rows for j in range(len(segments[target][row]))]
+        for group in self._passes([len(segments[target][row][j]) for row, j in wanted]):
+            chosen = [wanted[i] for i in group]
+            taps = compute_taps(self.backbone, [segments[target][row][j] for row, j in chosen], self.taps)
+            for stream, entries in taps.items():
+                stored = self._store([segments[stream][row][j] for row, j in chosen], entries)
+                yield from ((stream, row, j, entry) for (row, j), entry in zip(chosen, stored))
+
+    def _store(self, places: list[Segment], entries: list[Tensor]) -> list[Tensor]:
+        """Write entries; returns them as the cache will give them back, so that every epoch sees the same numbers."""
+        if self.cache is None:
+            return entries
+        keys = self.cache.keys(places)
+        self.cache.put(keys, entries)
+        return [self.cache.as_read(entry) for entry in entries]
+
+    def _passes(self, lengths: list[int]) -> list[list[int]]:
+        """Groups of indices for one backbone pass each: like lengths together, at most ``tokens_per_pass`` tokens."""
+        order = np.argsort(-np.array(lengths), kind="stable")
+        groups: list[list[int]] = []
+        for i in order.tolist():
+            if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= self.tokens_per_pass:
+                groups[-1].append(i)
+            else:
+                groups.append([i])
+        return groups
+
+
+def compute_taps(
+    backbone: Backbone, segments: Sequence[Segment], taps: dict[str, tuple[int, ...]]
+) -> dict[str, list[Tensor]]:
+    """Taps (taps, tokens, d) of each segment, and of its encoder context if ``taps`` has two streams, on the CPU.
+
+    All segments are of one stream and run as one padded batch.
+    """
+    target = segments[0].stream
+    found: dict[str, list[Tensor]] = {}
+    encoder: dict[str, Tensor] = {}
+    if backbone.info.stream(target).cross:
+        contexts = [s.context for s in segments if s.context is not None]
+        hidden, mask, found[ENCODER] = _run(backbone, contexts, taps.get(ENCODER, ()), {})
+        encoder = {"encoder": hidden, "encoder_mask": mask}
+    _, _, found[target] = _run(backbone, segments, taps[target], encoder)
+    return {stream: found[stream] for stream in taps}
+
+
+def pad_segments(segments: Sequence[Segment], device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Ids, mask and token types of segments, each (rows, longest), padded on the right."""
+    width = max(map(len, segments))
+    ids = np.zeros((len(segments), width), dtype=np.int64)
+    mask = np.zeros(ids.shape, dtype=bool)
+    types = np.zeros(ids.shape, dtype=np.int64)
+    for row, segment in enumerate(segments):
+        n = len(segment)
+        ids[row, :n] = segment.input_ids
+        mask[row, :n] = True
+        if segment.token_type_ids is not None:
+            types[row, :n] = segment.token_type_ids
+    has_types = segments[0].token_type_ids is not None
+    ids_, mask_ = torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+    return ids_, mask_, torch.from_numpy(types).to(device) if has_types else None
+
+
+def rows_of(segments: Sequence[Sequence[Segment]]) -> Rows:
+    """The rows that hold these segments, one row for each inner sequence."""
+    lengths = tuple(sum(map(len, row)) for row in segments)
+    if all(len(row) == 1 for row in segments):
+        return Rows(lengths)
+    owner = [np.full(len(segment), j) for row in segments for j, segment in enumerate(row)]
+    return Rows(lengths, torch.from_numpy(np.concatenate(owner)))
+
+
+def _run(
+    backbone: Backbone, segments: Sequence[Segment], wanted: tuple[int, ...], encoder: dict[str, Tensor]
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Last hidden states, mask, and the wanted taps of each segment."""
+    stream = segments[0].stream
+    ids, mask, types = pad_segments(segments, backbone.device)
+    boundary: Boundary = backbone.embed(stream, ids, mask, token_type_ids=types, **encoder)
+    kept = [boundary["hidden"]] if 0 in wanted else []
+    layers = backbone.info.stream(stream).layers
+    for i, boundary in enumerate(backbone.run(stream, 0, layers, boundary), start=1):
+        if i in wanted:
+            kept.append(boundary["hidden"])
+    if not kept:
+        return boundary["hidden"], mask, []
+    entries = [torch.stack([tap[row, : len(s)] for tap in kept]).cpu() for row, s in enumerate(segments)]
+    return boundary["hidden"], mask, entries
+
+
+def _of_stream(example: Example, stream: str) -> list[Segment]:
+    """The segments of ``example`` in ``stream``; an encoder's also where it is only the context of a decoder's."""
+    own = [s for s in example.segments if s.stream == stream]
+    if own or stream != ENCODER:
+        return own
+    return [s.context for s in example.segments if s.stream == DECODER and s.context is not None]
+
+
+def _starts(rows: Sequence[Sequence[Segment]]) -> list[list[int]]:
+    """First token of each segment in the ragged tensor."""
+    starts, position = [], 0
+    for row in rows:
+        starts.append([])
+        for segment in row:
+            starts[-1].append(position)
+            position += len(segment)
+    return starts

@@ -1,0 +1,126 @@
+"""Structural pruning: a side network's first weights, taken from the backbone's own.
+
+As in Ladder Side-Tuning, the residual channels kept are the same in every layer, so that what one trimmed layer writes
+the next one reads at the same place. Importance is the L1 norm of all weights that touch a channel (Li et al. 2017).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from pac_core.contracts.backbone import AttentionWeights, Backbone, LayerWeights
+
+if TYPE_CHECKING:
+    from pac_plugins.adapters.layers import CrossAttention, Mlp, SelfAttention
+    from pac_plugins.adapters.parallel import ParallelSideNetwork, SideLayer
+
+
+@torch.no_grad()
+def prune_into(network: ParallelSideNetwork, backbone: Backbone) -> None:
+    """Overwrite the weights of ``network`` with rows and columns of the backbone's.
+
+    Every matrix keeps its most important inner channels, and the residual channels that matter most over all layers
+    and streams. Sums over fewer inputs are smaller, so matrices are scaled by the square root of what was left out.
+    """
+    kept = residual_channels(network, backbone)
+    for name in network.reads:
+        side = network.streams[name]
+        _select(side.enter, kept)
+        for index in range(1, len(side.taps)):
+            layer: SideLayer = side.layers[str(index)]
+            _select(layer.read, kept)
+            weights = backbone.layer_weights(name, side.taps[index] - 1)
+            _prune_layer(layer, weights, kept)
+
+
+def residual_channels(network: ParallelSideNetwork, backbone: Backbone) -> Tensor:
+    """(r,) int64 indices of the residual channels with the largest L1 norm over all tapped layers, ascending."""
+    score = torch.zeros(backbone.info.hidden_size, dtype=torch.float64)
+    for name in network.reads:
+        for tap in network.streams[name].taps[1:]:
+            weights = backbone.layer_weights(name, tap - 1)
+            for matrix in _readers(weights):
+                score += matrix.abs().sum(0, dtype=torch.float64).cpu()
+            for matrix in _writers(weights):
+                score += matrix.abs().sum(1, dtype=torch.float64).cpu()
+    return score.topk(network.widths.state).indices.sort().values
+
+
+def _readers(w: LayerWeights) -> list[Tensor]:
+    cross = [w.cross.query] if w.cross else []
+    return [w.attention.query, w.attention.key, w.attention.value, w.up, *cross, *([w.gate] if w.gate is not None else [])]
+
+
+def _writers(w: LayerWeights) -> list[Tensor]:
+    return [w.attention.output, w.down, *([w.cross.output] if w.cross else [])]
+
+
+def _prune_layer(layer: SideLayer, weights: LayerWeights, kept: Tensor) -> None:
+    _prune_self_attention(layer.attention, weights.attention, kept)
+    if layer.cross is not None and weights.cross is not None:
+        _prune_cross_attention(layer.cross, weights.cross, kept)
+    _prune_mlp(layer.mlp, weights, kept)
+
+
+def _prune_self_attention(side: SelfAttention, weights: AttentionWeights, kept: Tensor) -> None:
+    query, key, value, output = _attention(weights, kept)
+    side.qkv.weight.copy_(torch.cat([query, key, value]))
+    side.out.weight.copy_(output)
+
+
+def _prune_cross_attention(side: CrossAttention, weights: AttentionWeights, kept: Tensor) -> None:
+    query, key, value, output = _attention(weights, kept)
+    side.query.weight.copy_(query)
+    side.kv.weight.copy_(torch.cat([key, value]))
+    side.out.weight.copy_(output)
+
+
+def _attention(w: AttentionWeights, kept: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """q, k, v (r, r) and o (r, r): r inner channels kept by importance, pairs q-k and v-o consistently."""
+    heads = w.query.shape[0] // w.key.shape[0]  # grouped queries: every key channel serves `heads` query channels
+    key, value = _spread(w.key, heads), _spread(w.value, heads)
+    width = len(kept)
+    scores = _top(w.query.abs().sum(1) * key.abs().sum(1), width)
+    values = _top(value.abs().sum(1) * w.output.abs().sum(0), width)
+    inside = (w.query.shape[1] / width) ** 0.5
+    across = (w.query.shape[0] / width) ** 0.5
+    return (
+        w.query[scores][:, kept] * inside,
+        key[scores][:, kept] * inside,
+        value[values][:, kept] * inside,
+        w.output[kept][:, values] * across,
+    )
+
+
+def _prune_mlp(side: Mlp, w: LayerWeights, kept: Tensor) -> None:
+    inner = side.down.in_features
+    importance = w.up.abs().sum(1) * w.down.abs().sum(0)
+    rows = _top(importance, inner)
+    inside = (w.up.shape[1] / len(kept)) ** 0.5
+    up = w.up[rows][:, kept] * inside
+    if w.gate is not None:
+        up = torch.cat([w.gate[rows][:, kept] * inside, up])
+    side.up.weight.copy_(up)
+    side.down.weight.copy_(w.down[kept][:, rows] * (w.down.shape[1] / inner) ** 0.5)
+
+
+def _spread(matrix: Tensor, times: int) -> Tensor:
+    return matrix if times == 1 else matrix.repeat_interleave(times, 0)
+
+
+def _top(importance: Tensor, count: int) -> Tensor:
+    """Indices of the ``count`` largest, ascending; all, repeated, where there are fewer."""
+    if count > len(importance):
+        return torch.arange(count, device=importance.device) % len(importance)
+    return importance.topk(count).indices.sort().values
+
+
+def _select(linear: nn.Linear, kept: Tensor) -> None:
+    """Make a d-to-r projection pick the kept channels."""
+    linear.weight.zero_()
+    linear.weight[torch.arange(len(kept)), kept] = 1.0
+    if linear.bias is not None:
+        linear.bias.zero_()
