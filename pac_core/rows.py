@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pac_core.errors import BadInput
+from pac_core.jsontext import json_items, json_members
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".json")
-_SPACE = re.compile(r"[ \t\n\r]*")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -76,7 +76,7 @@ class Grid:
 
 
 def load(path_or_id: str | Path) -> Grid | Table:
-    """Read a file, ``file.json:split``, a folder saved by ``datasets``, ``org/name:split`` or ``org/name:config:split``.
+    """Read a file, ``file.json:split``, a folder saved by ``datasets``, ``org/name:split``, ``org/name:config:split``.
 
     Raises:
         BadInput: nothing of that name, not UTF-8, malformed, empty, or a split that has to be named.
@@ -198,16 +198,15 @@ def _read_json(path: Path, text: str, parts: list[str]) -> Table:
         raise BadInput(
             f"{path}:{line}: not valid JSON ({error}); one JSON object a line needs the ending .jsonl"
         ) from None
-    start = _skip(text, 0)
     if isinstance(value, list):
         if parts:
             raise BadInput(
                 f"{path} is one list without splits, so {':'.join(parts)!r} names nothing; give the file alone"
             )
-        return _table(str(path), _json_array(path, text, start))
+        return _table(str(path), _json_array(path, text, text.index("[")))
     if not isinstance(value, dict):
         raise BadInput(f"{path}: must hold a list of samples or an object of splits, not {text.strip()[:40]}")
-    splits = {key: at for key, at, part in _json_members(text, start) if isinstance(part, list)}
+    splits = {key: at for key, at, part in json_members(text) if isinstance(part, list)}
     split = _choose(str(path), list(splits), parts)
     return _table(f"{path}:{split}", _json_array(path, text, splits[split]))
 
@@ -215,40 +214,10 @@ def _read_json(path: Path, text: str, parts: list[str]) -> Table:
 def _json_array(path: Path, text: str, at: int) -> Iterator[Row]:
     """Rows of the array that starts at ``text[at]``, which is known to be valid JSON."""
     line = text.count("\n", 0, at) + 1
-    for start, value in _json_items(text, at):
+    for start, value in json_items(text, at):
         line += text.count("\n", at, start)
         at = start
         yield _record(f"{path}:{line}", value)
-
-
-def _json_items(text: str, at: int) -> Iterator[tuple[int, Any]]:
-    decoder = json.JSONDecoder()
-    at = _skip(text, at + 1)
-    while text[at] != "]":
-        value, end = decoder.raw_decode(text, at)
-        yield at, value
-        at = _next(text, end)
-
-
-def _json_members(text: str, at: int) -> Iterator[tuple[str, int, Any]]:
-    decoder = json.JSONDecoder()
-    at = _skip(text, at + 1)
-    while text[at] != "}":
-        key, end = decoder.raw_decode(text, at)
-        at = _skip(text, _skip(text, end) + 1)
-        value, end = decoder.raw_decode(text, at)
-        yield key, at, value
-        at = _next(text, end)
-
-
-def _skip(text: str, at: int) -> int:
-    match = _SPACE.match(text, at)
-    return match.end() if match else at
-
-
-def _next(text: str, at: int) -> int:
-    at = _skip(text, at)
-    return _skip(text, at + 1) if text[at] == "," else at
 
 
 def _choose(name: str, splits: list[str], parts: list[str]) -> str:
