@@ -78,6 +78,14 @@ class Store(ABC):
     def contains_many(self, keys: Sequence[bytes]) -> list[bool]:
         """Whether each key is present, without reading values."""
 
+    def peek_many(self, keys: Sequence[bytes], size: int) -> list[Buffer | None]:
+        """The first ``size`` bytes of each value (all of a shorter one), None where absent.
+
+        For listings, which would else read a whole cache. The default reads whole values, one at a time.
+        """
+        found = (self.get_many([key])[0] for key in keys)
+        return [None if value is None else bytes(memoryview(value)[:size]) for value in found]
+
     @abstractmethod
     def delete_many(self, keys: Sequence[bytes]) -> None:
         """Forget the keys; absent ones are ignored."""
