@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pac_core.contracts.adapter import AdapterConfig
 from pac_core.contracts.backbone import BackboneInfo
@@ -48,6 +48,7 @@ class AdapterFile(BaseModel):
     task: Task
     backbone: dict[str, Any]
     max_length: int | None = None
+    columns: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -70,17 +71,26 @@ class SavedAdapter:
             BadInput: another architecture, or the same one with other weights.
         """
         trained = self.file.backbone
-        if trained.get("weights") != weights_digest(info):
+        if trained.get("fingerprint") != info.fingerprint:
             raise BadInput(
                 f"{self.folder}: this adapter was trained on {trained.get('model_type')} "
                 f"'{self.file.base_model_name_or_path}' (fingerprint {trained.get('fingerprint', '?')[:12]}), but the model "
                 f"given is a {info.model_type} with fingerprint {info.fingerprint[:12]}; give the model it was trained on"
             )
 
+    def restore(self, module: nn.Module) -> None:
+        """Load the weights into ``module``.
 
-def weights_digest(info: BackboneInfo) -> str:
-    """What must agree for an adapter to fit a backbone."""
-    return info.fingerprint
+        Raises:
+            BadInput: the file's tensors are not those that the configuration asks for.
+        """
+        try:
+            module.load_state_dict(self.tensors)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+            raise BadInput(
+                f"{self.folder / WEIGHTS_NAME}: does not fit {CONFIG_NAME} beside it ({reason}); copy both files again"
+            ) from error
 
 
 def write_adapter(
@@ -92,8 +102,10 @@ def write_adapter(
     tensors: dict[str, Tensor],
     *,
     max_length: int | None = None,
+    columns: dict[str, str] | None = None,
 ) -> None:
     """Write both files, the weights first, each atomically."""
+    dtype = str(info.dtype).removeprefix("torch.")
     file = AdapterFile(
         peft_type=f"PAC_{config.name.upper()}",
         base_model_name_or_path=model_name or None,
@@ -101,8 +113,9 @@ def write_adapter(
         pac_format=FORMAT,
         adapter=config.model_dump(),
         task=task,
-        backbone={"model_type": info.model_type, "fingerprint": info.fingerprint, "weights": weights_digest(info)},
+        backbone={"model_type": info.model_type, "fingerprint": info.fingerprint, "dtype": dtype},
         max_length=max_length,
+        columns=columns or {},
     )
     write_tensors(folder / WEIGHTS_NAME, tensors, {"format": "pt"})
     write_json(folder / CONFIG_NAME, file.model_dump(mode="json"))

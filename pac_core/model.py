@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
-from pac_core.adapter_files import read_adapter, write_adapter
+from pac_core.adapter_files import SavedAdapter, read_adapter, write_adapter
 from pac_core.backbones import load_backbone
 from pac_core.cache import ActivationCache
 from pac_core.contracts.adapter import AdapterConfig, ParallelAdapterConfig, SideNetwork, Taps
@@ -25,9 +25,6 @@ from pac_core.heads import PooledHead
 from pac_core.inputs import examples_from_tensors
 from pac_core.registry import Registry
 from pac_core.taps import TapReader
-
-
-M = TypeVar("M", bound="PacModel")
 
 
 @dataclass
@@ -167,6 +164,16 @@ class PacModel(nn.Module):
         """Drop the backbone's layers from memory; samples that are not in the cache can no longer be read."""
         self.backbone.release(keep_head=self.task.generates)
 
+    def replace_backbone(self, backbone: Backbone) -> None:
+        """Put a freshly loaded backbone in the place of a released one.
+
+        Raises:
+            BadInput: it is not the same backbone.
+        """
+        if backbone.info.fingerprint != self.info.fingerprint:
+            raise BadInput("the backbone's weights have changed since training began; train again on the new ones")
+        self._held["backbone"] = self.reader.backbone = backbone
+
     def print_trainable_parameters(self) -> None:
         """Print how many parameters train."""
         print(f"trainable parameters: {self.trainable():,}")
@@ -199,10 +206,25 @@ class PacModel(nn.Module):
         Raises:
             BadInput: the folder holds no PAC adapter, is damaged, or was trained on another backbone.
         """
-        saved = read_adapter(Path(folder))
-        model = _assemble(cls, base_model, saved.config, saved.task, cache, registry or Registry())
-        saved.check(model.info)
-        model.load_state_dict(saved.tensors)
+        backbone, name = _backbone_of(base_model, registry := registry or Registry())
+        return cls.on_backbone(backbone, read_adapter(Path(folder)), registry, cache=cache, model_name=name)
+
+    @classmethod
+    def on_backbone(
+        cls,
+        backbone: Backbone,
+        saved: SavedAdapter,
+        registry: Registry,
+        *,
+        cache: ActivationCache | None = None,
+        model_name: str = "",
+    ) -> Self:
+        """A model with a saved adapter on an open backbone, in evaluation mode; errors as in `from_pretrained`."""
+        saved.check(backbone.info)
+        build = registry.get("adapters", saved.config.name)
+        side = build(backbone, saved.config, target_stream(backbone.info, saved.task))
+        model = cls(backbone, side, saved.task, cache=cache, model_name=model_name)
+        saved.restore(model)
         return model.eval()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -241,24 +263,18 @@ def get_pac_model(
         BadInput: an architecture without a plugin, a reduction that does not divide, a class that names no task.
     """
     config = ParallelAdapterConfig() if config is None else config
-    return _assemble(PacModel, base_model, config, task, cache, registry or Registry())
-
-
-def _assemble(
-    cls: type[M],
-    base_model: Any,
-    config: AdapterConfig,
-    task: Task | None,
-    cache: ActivationCache | None,
-    registry: Registry,
-) -> M:
-    is_path = isinstance(base_model, (str, Path))
-    source = BackboneSource(path=base_model) if is_path else BackboneSource(model=base_model)
-    backbone = load_backbone(source, registry)
+    registry = registry or Registry()
     task = task or task_of_model(base_model)
+    backbone, name = _backbone_of(base_model, registry)
     side = registry.get("adapters", config.name)(backbone, config, target_stream(backbone.info, task))
-    name = str(base_model) if is_path else str(getattr(base_model, "name_or_path", ""))
-    return cls(backbone, side, task, cache=cache, model_name=name)
+    return PacModel(backbone, side, task, cache=cache, model_name=name)
+
+
+def _backbone_of(base_model: Any, registry: Registry) -> tuple[Backbone, str]:
+    """The backbone of a live model, path or id, and its name."""
+    if isinstance(base_model, (str, Path)):
+        return load_backbone(BackboneSource(path=base_model), registry), str(base_model)
+    return load_backbone(BackboneSource(model=base_model), registry), str(getattr(base_model, "name_or_path", ""))
 
 
 def target_stream(info: BackboneInfo, task: Task) -> str:

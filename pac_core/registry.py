@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ import pluggy
 
 from pac_core import hookspecs
 from pac_core.errors import PluginConflict, UnknownPlugin
+from pac_core.events import Event
+
+log = logging.getLogger("pac")
 
 KINDS = ("backbones", "adapters", "stores", "transports", "schedulers")
 BLOCK_VARIABLE = "PAC_DISABLE_PLUGINS"
@@ -71,6 +75,7 @@ class Registry:
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
         self._registered: dict[tuple[str, str], Registration] = {}
+        self._deaf: list[object] = []
         for entry_point in sorted(found, key=lambda e: (_distribution(e), e.name)):
             if entry_point.name not in self.blocked:
                 self._load(entry_point)
@@ -147,10 +152,17 @@ class Registry:
         entries = (r for r in self._registered.values() if kind in (None, r.kind))
         return sorted(entries, key=lambda r: (order[r.kind], r.name))
 
-    @property
-    def hook(self) -> Any:
-        """pluggy's hook caller, for ``pac_observe``."""
-        return self._manager.hook
+    def tell(self, event: Event) -> None:
+        """Call every ``pac_observe`` hook; one that fails is reported once and left out from then on."""
+        for plugin in self._manager.get_plugins():
+            observe = getattr(plugin, "pac_observe", None)
+            if observe is None or plugin in self._deaf:
+                continue
+            try:
+                observe(event=event)
+            except Exception:
+                self._deaf.append(plugin)
+                log.exception("observer %s failed and is left out", self._manager.get_name(plugin))
 
 
 def _distribution(entry_point: metadata.EntryPoint) -> str:

@@ -214,6 +214,11 @@ class Backbone(ABC):
         ``embed`` and ``run`` raise RuntimeError afterwards; ``info`` stays.
         """
 
+    @property
+    @abstractmethod
+    def released(self) -> bool:
+        """Whether `release` has been called."""
+
     @abstractmethod
     def to(self, device: torch.device | str) -> Backbone:
         """Move what is held to ``device``; returns self."""

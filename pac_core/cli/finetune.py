@@ -1,0 +1,102 @@
+"""``pac finetune``: train an adapter on your data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pac_core.cli.app import emit, say
+from pac_core.cli.progress import RunView
+from pac_core.config import RunConfig, parse_setting
+
+EPILOG = (
+    "Example: pac finetune --model ./all-MiniLM-L6-v2 --train reviews.tsv --eval held-out.tsv --output ./reviews. "
+    "Data columns are found by name (text, label; sentence1, sentence2, label; prompt, completion; messages; ...); "
+    "--set columns.text=body maps others. Every key of the configuration can be set with --set."
+)
+
+
+def finetune(
+    config: Annotated[Path | None, typer.Argument(help="YAML configuration; flags override it.")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder or hub id of the model.")] = None,
+    train: Annotated[str | None, typer.Option(help="Training data: .jsonl, .csv, .tsv, .json or a data set id.")] = None,
+    eval_file: Annotated[str | None, typer.Option("--eval", help="Evaluation data.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="auto, classification, regression, seq2seq or causal-lm [default: auto]")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the result [default: pac-output]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data [default: 3]")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate [default: 0.002]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples of an optimiser step [default: 32]")] = None,
+    micro_batch_size: Annotated[int | None, typer.Option(help="Samples of one pass [default: all of a batch]")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Cut texts to this many tokens.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of initialisation, order and dropout [default: 0]")] = None,
+    adapter: Annotated[str | None, typer.Option(help="Name of the adapter [default: parallel]")] = None,
+    reduction: Annotated[int | None, typer.Option(help="k: side widths are the backbone's / k [default: 8]")] = None,
+    store: Annotated[str | None, typer.Option(help="Cache store: disk, memory, lz4+disk, ... [default: disk]")] = None,
+    cache_dir: Annotated[Path | None, typer.Option(help="Cache folder [default: below the user's cache]")] = None,
+    cache_dtype: Annotated[
+        str | None, typer.Option(help="float32 (exact), bfloat16 or int8 [default: bfloat16]")
+    ] = None,
+    transport: Annotated[str | None, typer.Option(help="Transport between devices.")] = None,
+    devices: Annotated[str | None, typer.Option(help="Number of local devices, or a cluster file [default: 1]")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Planner of stages and groups [default: single]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the output folder.")] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any configuration key; may be repeated.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Train an adapter on your data: the backbone runs once, later epochs read the cache."""
+    flags: dict[str, Any] = {
+        "model": model,
+        "train": train,
+        "eval": eval_file,
+        "task": task,
+        "output": output,
+        "epochs": epochs,
+        "optimizer.lr": lr,
+        "batch_size": batch_size,
+        "micro_batch_size": micro_batch_size,
+        "max_length": max_length,
+        "seed": seed,
+        "adapter.name": adapter,
+        "adapter.reduction": reduction,
+        "cache.store": store,
+        "cache.dir": cache_dir,
+        "cache.dtype": cache_dtype,
+        "transport": transport,
+        "devices": devices,
+        "scheduler": scheduler,
+        "resume": resume or None,
+    }
+    overrides = dict(parse_setting(text) for text in settings or ())
+    overrides |= {key: value for key, value in flags.items() if value is not None}
+    run = RunConfig.build({}, overrides) if config is None else RunConfig.load(config, overrides)
+    from pac_core.finetune import FineTuner  # torch and transformers take seconds to import; --help shall not
+
+    with RunView() as view:
+        result = FineTuner(run, observers=[view]).run()
+    if as_json:
+        emit(result.metrics)
+        return
+    Console().print(result_table(result.metrics))
+    say(f"saved to {result.output}; try: pac predict --adapter {result.output} TEXT")
+
+
+def result_table(metrics: dict[str, Any]) -> Table:
+    """Evaluation before and after, as a table."""
+    table = Table("metric", "before", "after", title="evaluation")
+    for name, value in metrics["eval"].items():
+        before = metrics["eval_before"].get(name)
+        table.add_row(name, "" if before is None else f"{before:.4f}", f"{value:.4f}")
+    return table
+
+
+def add(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command(epilog=EPILOG)(finetune)

@@ -1,0 +1,199 @@
+"""The configuration of a run: YAML and command line in, one validated frozen tree out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pac_core.contracts.adapter import AdapterConfig
+from pac_core.errors import BadInput
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class CacheConfig(_Part):
+    """Where and how taps are kept."""
+
+    store: str = "disk"
+    """Name of the store; a wrapping store is written before the one it wraps, as in lz4+disk."""
+    dir: Path | None = None
+    """Folder of the cache; one below the user's cache folder for each backbone if left out."""
+    dtype: Literal["float64", "float32", "bfloat16", "int8"] = "bfloat16"
+    """Number format of the entries: float32 is exact, bfloat16 half as large, int8 a quarter."""
+    budget_bytes: int | None = Field(default=None, gt=0)
+    """Most bytes the cache may take; no limit if left out."""
+    when_full: Literal["error", "evict"] = "error"
+    """What happens then: stop with an error, or drop the entries used longest ago."""
+    share: bool = False
+    """Let one folder hold entries of several backbones."""
+
+
+class OptimizerConfig(_Part):
+    """AdamW and its schedule."""
+
+    lr: float = Field(default=2e-3, gt=0)
+    """Peak learning rate of the side network."""
+    head_lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate of a classification or regression head; a tenth of lr if left out."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decay of matrices; norms, gates and biases have none."""
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    """Part of all steps in which the rate rises; it then falls to 0 by `schedule`."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the rate falls after the warm-up."""
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm; not at all if null."""
+
+
+class GenerationConfig(_Part):
+    """How answers are generated in evaluation and prediction."""
+
+    max_new_tokens: int = Field(default=64, gt=0)
+    """Most tokens of an answer."""
+    temperature: float = Field(default=0.0, ge=0)
+    """0 takes the likeliest token; above 0 samples."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Sample among the likeliest tokens that together have this probability."""
+    eval_samples: int = Field(default=200, ge=0)
+    """Samples of the evaluation file for which answers are generated and scored (the loss uses all)."""
+
+
+class RunConfig(_Part):
+    """Everything that decides what a run does."""
+
+    model: str
+    """Folder or hub id of the frozen model."""
+    train: str
+    """Training data: a .jsonl, .csv, .tsv or .json file, or a data set id."""
+    eval: str | None = None
+    """Evaluation data, in the same form."""
+    output: Path = Path("pac-output")
+    """Folder for the adapter, checkpoint and metrics."""
+    task: Literal["auto", "classification", "regression", "seq2seq", "causal-lm"] = "auto"
+    """What is predicted; told from the data if auto."""
+    columns: dict[str, str] = {}
+    """Columns by role where their names do not tell: {text: body, label: class}."""
+    pair_encoding: Literal["auto", "apart", "joint"] = "auto"
+    """Whether the backbone reads the texts of a pair apart or joined into one sequence; auto: apart for encoders."""
+    adapter: AdapterConfig = AdapterConfig()
+    """The side network."""
+    cache: CacheConfig = CacheConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    generation: GenerationConfig = GenerationConfig()
+    epochs: int = Field(default=3, gt=0)
+    """Passes over the training data."""
+    batch_size: int = Field(default=32, gt=0)
+    """Samples of an optimiser step."""
+    micro_batch_size: int | None = Field(default=None, gt=0)
+    """Samples of one forward and backward pass; the whole batch if left out."""
+    max_length: int | None = Field(default=None, gt=1)
+    """Longer texts are cut to this many tokens; without it they are an error beyond what the model takes."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "float32"
+    """Number format of the backbone's weights."""
+    fill: Literal["auto", "prefill", "train-while-fill"] = "auto"
+    """prefill runs the backbone over sorted samples before epoch 1; train-while-fill does so as epoch 1 needs them."""
+    seed: int = 0
+    """Seed of initialisation, order and dropout."""
+    early_stopping: int | None = Field(default=None, gt=0)
+    """Stop after this many epochs without a better evaluation."""
+    resume: bool = False
+    """Go on from the checkpoint in `output`."""
+    transport: str | None = None
+    """Transport between devices."""
+    devices: str = "1"
+    """Number of local devices, or a cluster file."""
+    scheduler: str = "single"
+    """What plans stages and device groups."""
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Self:
+        """The configuration in a YAML file, with dotted ``overrides`` such as ``{"cache.store": "memory"}``.
+
+        Raises:
+            BadInput: no such file, not YAML, an unknown key (with the nearest known one) or a value out of range.
+        """
+        path = Path(path)
+        try:
+            tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except FileNotFoundError as error:
+            raise BadInput(f"{path}: no such file; give a YAML configuration or the flags --model and --train") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"{path}: cannot be read: {error}") from error
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            line = "" if mark is None else f":{mark.line + 1}"
+            raise BadInput(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
+        if not isinstance(tree, dict):
+            raise BadInput(f"{path}: the configuration must be a mapping of keys to values")
+        return cls.build(tree, overrides, source=str(path))
+
+    @classmethod
+    def build(cls, tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, *, source: str = "") -> Self:
+        """The configuration in a nested mapping, with dotted overrides; errors as in `load`."""
+        merged = _copy(tree)
+        for key, value in (overrides or {}).items():
+            _put(merged, key, value)
+        try:
+            return cls.model_validate(merged)
+        except ValidationError as error:
+            raise BadInput(_explain(error, source)) from error
+
+    def plain(self) -> dict[str, Any]:
+        """The tree as JSON-ready data."""
+        return self.model_dump(mode="json")
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Key and value of ``a.b=value``; the value is read as YAML.
+
+    Raises:
+        BadInput: no equals sign, or not YAML.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise BadInput(f"--set {text}: write it as key=value, for example --set cache.dtype=float32")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise BadInput(f"--set {text}: the value is not valid YAML") from error
+
+
+def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for part in path:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise BadInput(f"--set {key}: '{part}' holds a value, not further keys")
+    tree[last] = value
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"])
+    where = f"{source}: " if source else ""
+    if first["type"] == "missing":
+        return f"{where}'{path}' is not set; give it in the configuration or as --{path.replace('_', '-')}"
+    if first["type"] == "extra_forbidden":
+        known = _keys_beside(first["loc"])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else f"; keys here: {', '.join(known)}"
+        return f"{where}'{path}' is not a key of the configuration{hint}"
+    return f"{where}{path} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _keys_beside(location: Sequence[int | str]) -> list[str]:
+    model: type[BaseModel] = RunConfig
+    for part in location[:-1]:
+        model = model.model_fields[str(part)].annotation  # type: ignore[assignment]
+    return sorted(model.model_fields)

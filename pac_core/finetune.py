@@ -1,0 +1,241 @@
+"""FineTuner: a run from configuration to saved adapter, in the steps of the design."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from pac_core.adapter_files import write_adapter
+from pac_core.config import RunConfig
+from pac_core.errors import BadInput
+from pac_core.events import CheckpointSaved, EpochDone, Event, RunFinished, RunStarted, StepDone
+from pac_core.files import check_writable, write_json, write_tensors
+from pac_core.model import PacModel
+from pac_core.registry import Registry
+from pac_core.runtime.checkpoint import BEST_NAME, STATE_NAME, Progress, load_checkpoint, save_checkpoint
+from pac_core.runtime.evaluate import evaluate, generated_metrics
+from pac_core.runtime.fill import Filled, calibrate, prefill, release
+from pac_core.runtime.interrupt import StopFlag
+from pac_core.runtime.load import Loaded, load, open_backbone
+from pac_core.runtime.optimizer import make_optimizer
+from pac_core.runtime.report import epoch_record, run_identity, run_metrics, single_plan
+from pac_core.runtime.train import Trainer, epoch_batches, train_epoch
+
+Observer = Callable[[Event], None]
+
+log = logging.getLogger("pac")
+
+
+@dataclass(frozen=True, eq=False)
+class RunResult:
+    """What a run left behind: its folder, the content of ``metrics.json``, and the trained model."""
+
+    output: Path
+    metrics: dict[str, Any]
+    model: PacModel
+
+
+class FineTuner:
+    """Fine-tunes as a configuration says.
+
+    Args:
+        config: the run.
+        registry: the plugins; by default all that are installed.
+        observers: called with each `pac_core.events.Event`, as the ``pac_observe`` hooks are.
+    """
+
+    def __init__(
+        self, config: RunConfig, *, registry: Registry | None = None, observers: Sequence[Observer] = ()
+    ) -> None:
+        self.config = config
+        self.registry = registry or Registry()
+        self.observers = observers
+        self.checkpoint = config.output / "checkpoint"
+
+    def run(self) -> RunResult:
+        """Load, plan, fill, train, evaluate, save.
+
+        Raises:
+            BadInput: something given cannot be used; nothing was trained.
+            RunFailed: the run could not go on (disk full, ...); the cache and the last checkpoint are whole.
+            KeyboardInterrupt: stopped; ``resume`` goes on from the checkpoint.
+        """
+        check_supported(self.config)
+        check_writable(self.config.output)
+        loaded = load(self.config, self.registry)
+        plan = single_plan(self.config, loaded.model)
+        self._tell(RunStarted(self.config.plain(), loaded.model.trainable()))
+        with StopFlag() as stop:
+            filled = self._fill(loaded, stop)
+            progress = self._train(loaded, filled, stop)
+        return self._finish(loaded, progress, plan)
+
+    def _fill(self, loaded: Loaded, stop: StopFlag) -> Filled:
+        """Run the backbone ahead of training, unless epoch 1 is to do so as it goes."""
+        model = loaded.model
+        began, before = time.perf_counter(), model.reader.counters.backbone_samples
+        ahead = self.config.fill != "train-while-fill"
+
+        def on_progress(done: int, total: int) -> None:
+            self._tell(StepDone(1, "fill", done, total, None, 0))
+
+        if ahead:
+            prefill(model, loaded.train, stop, on_progress)
+        calibrate(model, loaded.train)
+        filled = Filled(time.perf_counter() - began, model.reader.counters.backbone_samples - before)
+        if ahead:
+            prefill(model, loaded.eval, stop, on_progress)
+            self._release(loaded)
+        return filled
+
+    def _train(self, loaded: Loaded, filled: Filled, stop: StopFlag) -> Progress:
+        """All epochs, from the checkpoint if one is to be resumed; leaves the best weights in the model."""
+        trainer = self._trainer(loaded, stop)
+        best = self.checkpoint / BEST_NAME
+        if self.config.resume and trainer.checkpoint.exists():
+            progress = load_checkpoint(trainer.checkpoint, trainer.model, trainer.optimizer, trainer.identity)
+        else:
+            best.unlink(missing_ok=True)
+            before = self._evaluate(loaded, 0) if loaded.eval else None
+            progress = Progress(seconds=filled.seconds, backbone_samples=filled.backbone_samples, before=before)
+        while progress.epoch <= self.config.epochs and not self._out_of_patience(progress):
+            progress = self._epoch(loaded, trainer, train_epoch(trainer, progress))
+        if progress.best is not None and best.exists():
+            trainer.model.load_state_dict(load_file(best))
+        return progress
+
+    def _trainer(self, loaded: Loaded, stop: StopFlag) -> Trainer:
+        config, model = self.config, loaded.model
+
+        def on_step(now: Progress, done: int, loss: float) -> None:
+            phase = "cached" if model.backbone.released else "fill"
+            hits = max(done - now.backbone_samples, 0)
+            self._tell(StepDone(now.epoch, phase, done, len(loaded.train), loss, hits))
+
+        return Trainer(
+            config=config,
+            model=model,
+            optimizer=make_optimizer(model, config.optimizer),
+            examples=loaded.train,
+            steps_per_epoch=len(epoch_batches(loaded.train, config, 1)),
+            checkpoint=self.checkpoint / STATE_NAME,
+            identity=run_identity(config, loaded),
+            stop=stop,
+            on_step=on_step,
+        )
+
+    def _epoch(self, loaded: Loaded, trainer: Trainer, progress: Progress) -> Progress:
+        """Close an epoch: evaluate, keep the best weights, write the checkpoint."""
+        model = loaded.model
+        assert model.reader.cache is not None
+        model.reader.cache.flush()
+        metrics = self._evaluate(loaded, progress.epoch) if loaded.eval else {}
+        self._release(loaded)
+        record = epoch_record(progress, loaded.train, metrics)
+        value = watched(metrics)
+        better = value is not None and (progress.best is None or value > progress.best)
+        if better:
+            write_tensors(self.checkpoint / BEST_NAME, model.state_dict())
+        progress = Progress(
+            epoch=progress.epoch + 1,
+            records=(*progress.records, record),
+            best=value if better else progress.best,
+            stale=0 if better else progress.stale + 1,
+            before=progress.before,
+        )
+        save_checkpoint(trainer.checkpoint, model, trainer.optimizer, progress, trainer.identity)
+        self._tell(CheckpointSaved(trainer.checkpoint))
+        self._tell(EpochDone(record, metrics))
+        return progress
+
+    def _release(self, loaded: Loaded) -> None:
+        """Free the backbone once the cache holds everything; say so if it cannot be freed."""
+        if not loaded.model.backbone.released and not release(loaded.model, [*loaded.train, *loaded.eval]):
+            log.warning("the cache could not hold every sample, so the backbone stays in memory and runs again")
+
+    def _evaluate(self, loaded: Loaded, epoch: int) -> dict[str, float]:
+        def on_progress(done: int) -> None:
+            self._tell(StepDone(epoch, "evaluate", done, len(loaded.eval), None, done))
+
+        return evaluate(loaded.model, loaded.eval, self.config.batch_size, on_progress).metrics
+
+    def _out_of_patience(self, progress: Progress) -> bool:
+        patience = self.config.early_stopping
+        return patience is not None and progress.best is not None and progress.stale >= patience
+
+    def _finish(self, loaded: Loaded, progress: Progress, plan: dict[str, Any]) -> RunResult:
+        """Evaluate the best weights, generate answers where the task is text, save everything."""
+        output, model = self.config.output, loaded.model
+        final = self._evaluate(loaded, progress.epoch) if loaded.eval else {}
+        self.save(loaded)
+        if model.task.generates and loaded.eval and self.config.generation.eval_samples:
+            final |= self._generated(loaded)
+        metrics = run_metrics(loaded, progress, plan, final)
+        write_json(output / "plan.json", plan)
+        write_json(output / "metrics.json", metrics)
+        assert model.reader.cache is not None
+        model.reader.cache.close()
+        self._tell(RunFinished(metrics))
+        return RunResult(output, metrics, model)
+
+    def save(self, loaded: Loaded) -> None:
+        """Write the adapter and the tokenizer's files to the output folder."""
+        model, output = loaded.model, self.config.output
+        loaded.tokenizer.save_pretrained(output)
+        write_adapter(
+            output,
+            model.side.config,
+            model.task,
+            model.info,
+            model.model_name,
+            model.state_dict(),
+            max_length=self.config.max_length,
+            columns=self.config.columns,
+        )
+
+    def _generated(self, loaded: Loaded) -> dict[str, float]:
+        """Scores of generated answers; the backbone is loaded again for them."""
+        model, settings = loaded.model, self.config.generation
+        if model.backbone.released:
+            model.replace_backbone(open_backbone(self.config.model, self.config.dtype, self.registry))
+        chosen = loaded.eval_samples[: settings.eval_samples]
+
+        def on_progress(done: int) -> None:
+            self._tell(StepDone(self.config.epochs, "generate", done, len(chosen), None, 0))
+
+        return generated_metrics(model, loaded.encoder, chosen, settings, seed=self.config.seed, on_progress=on_progress)
+
+    def _tell(self, event: Event) -> None:
+        for observer in self.observers:
+            observer(event)
+        self.registry.tell(event)
+
+
+def watched(metrics: dict[str, float]) -> float | None:
+    """The number by which epochs are compared, larger is better: the mean of the task's metrics, else minus the loss."""
+    if not metrics:
+        return None
+    scores = [value for name, value in metrics.items() if name in SCORES]
+    return sum(scores) / len(scores) if scores else -metrics["loss"]
+
+
+SCORES = ("accuracy", "f1", "pearson", "spearman")
+
+
+def check_supported(config: RunConfig) -> None:
+    """Refuse settings for several devices, which this version does not have.
+
+    Raises:
+        BadInput: such a setting differs from its default.
+    """
+    if config.devices != "1" or config.transport is not None or config.scheduler != "single":
+        raise BadInput(
+            "this version trains on one device: leave --devices, --transport and --scheduler out "
+            f"(found devices={config.devices}, transport={config.transport}, scheduler={config.scheduler})"
+        )

@@ -1,0 +1,99 @@
+"""Checkpoints: everything a run needs to go on, in one safetensors file that is replaced as a whole."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pac_core.errors import BadInput
+from pac_core.files import write_tensors
+
+STATE_NAME = "state.safetensors"
+BEST_NAME = "best.safetensors"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        epoch: the epoch under way, from 1.
+        step: optimiser steps done in it.
+        loss_sum: sum of the step losses of this epoch.
+        seconds: training time spent in this epoch so far.
+        records: finished epochs, as in ``metrics.json``.
+        best: best value of the watched metric so far, None before the first evaluation.
+        stale: epochs since then.
+        before: evaluation before training.
+        backbone_samples: samples of this epoch for which the backbone ran.
+    """
+
+    epoch: int = 1
+    step: int = 0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+    records: tuple[dict[str, Any], ...] = ()
+    best: float | None = None
+    stale: int = 0
+    before: dict[str, float] | None = None
+    backbone_samples: int = 0
+
+
+def save_checkpoint(
+    path: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    identity: dict[str, Any],
+) -> None:
+    """Write model, optimiser and progress; ``identity`` is what must agree to resume."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
+    text = json.dumps({"progress": vars(progress), "identity": identity})
+    write_tensors(path, tensors, {"pac": text})
+
+
+def load_checkpoint(
+    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
+) -> Progress:
+    """Restore what `save_checkpoint` wrote; returns where the run stands.
+
+    Raises:
+        BadInput: damaged, or of a run with other settings or data; the text names the first difference.
+    """
+    tensors, meta = _read(path)
+    _check_identity(path, meta["identity"], identity)
+    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    progress = meta["progress"]
+    return Progress(**{**progress, "records": tuple(progress["records"])})
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, "pt") as file:
+            meta = json.loads(file.metadata()["pac"])
+            return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise BadInput(f"{path}: not a usable checkpoint ({error}); run without --resume to start anew") from error
+
+
+def _check_identity(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    for key in sorted(now.keys() | saved.keys()):
+        if saved.get(key) != now.get(key):
+            raise BadInput(
+                f"{path}: cannot resume: {key} was {saved.get(key)!r} and is {now.get(key)!r}; "
+                "use the same settings, or run without --resume to start anew"
+            )

@@ -1,0 +1,69 @@
+"""Step 4 of a run: the backbone runs once over what the cache lacks, then goes from memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pac_core.contracts.adapter import Taps
+from pac_core.examples import Example
+from pac_core.model import PacModel
+from pac_core.runtime.interrupt import StopFlag
+
+CALIBRATION_SAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What a fill took: wall time in seconds, and the samples for which the backbone ran."""
+
+    seconds: float
+    backbone_samples: int
+
+
+def prefill(
+    model: PacModel, examples: Sequence[Example], stop: StopFlag, on_progress: Callable[[int, int], None]
+) -> None:
+    """Put the entries of all examples into the cache, sorted by length, in large batches.
+
+    Raises:
+        KeyboardInterrupt: a stop was requested; what was filled is flushed, so the next run goes on from there.
+        StoreFull: the cache has no room; what was filled stays.
+    """
+    missing = len(model.reader.missing(examples))
+    cache = model.reader.cache
+    assert cache is not None
+    try:
+        for done in model.reader.fill(examples):
+            on_progress(done, missing)
+            if stop.requested:
+                raise KeyboardInterrupt
+    finally:
+        cache.flush()
+
+
+@torch.no_grad()
+def calibrate(model: PacModel, examples: Sequence[Example]) -> None:
+    """Standardise the head's features and targets by up to `CALIBRATION_SAMPLES` samples, evenly spaced."""
+    if model.head is None:
+        return
+    step = max(len(examples) // CALIBRATION_SAMPLES, 1)
+    chosen = list(examples[::step])
+    pooled = []
+    for start in range(0, len(chosen), 64):
+        last: Taps = model.reader.read(chosen[start : start + 64])[model.side.target]
+        pooled.append(model.head.pool(last.values[-1], last.rows))
+    targets = None
+    if model.task.kind == "regression":
+        targets = torch.tensor([float(e.target) for e in examples if not isinstance(e.target, type(None))])
+    model.head.calibrate(torch.cat(pooled), targets)
+
+
+def release(model: PacModel, examples: Sequence[Example]) -> bool:
+    """Drop the backbone's layers if the cache holds every example; returns whether it did."""
+    if model.reader.cache is None or model.reader.missing(examples):
+        return False
+    model.release_backbone()
+    return True

@@ -1,0 +1,114 @@
+"""Step 1 of a run: configuration to model and examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from pac_core.backbones import load_backbone
+from pac_core.cache import ActivationCache, cache_folder, default_cache_root
+from pac_core.config import RunConfig
+from pac_core.contracts.backbone import Backbone, BackboneSource
+from pac_core.data import Sample, infer_task, read_samples
+from pac_core.encoding import Encoder, load_tokenizer
+from pac_core.errors import BadInput
+from pac_core.examples import Example, Task
+from pac_core.model import PacModel, target_stream
+from pac_core.registry import Registry
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """What a run works on.
+
+    Attributes:
+        model: backbone, side network, head and cache.
+        tokenizer: the backbone's.
+        train, eval: tokenised data; ``eval`` is empty without an evaluation file.
+        eval_samples: the evaluation data as text, for generated answers.
+        encoder: turns further samples into examples the same way.
+    """
+
+    model: PacModel
+    tokenizer: PreTrainedTokenizerBase
+    train: list[Example]
+    eval: list[Example]
+    eval_samples: list[Sample]
+    encoder: Encoder
+
+    @property
+    def task(self) -> Task:
+        return self.model.task
+
+
+def load(config: RunConfig, registry: Registry) -> Loaded:
+    """Read the data, load the frozen backbone, attach the adapter, open the cache.
+
+    Cheap checks come first: files are read before weights are.
+
+    Raises:
+        BadInput: whatever is wrong with the configuration, the data or the model.
+    """
+    registry.get("adapters", config.adapter.name)
+    samples = read_samples(config.train, columns=config.columns)
+    eval_samples = read_samples(config.eval, columns=config.columns) if config.eval else []
+    tokenizer = load_tokenizer(config.model)
+    backbone = open_backbone(config.model, config.dtype, registry)
+    task = choose_task(config, samples, backbone)
+    encoder = Encoder(
+        tokenizer,
+        task,
+        backbone.info,
+        max_length=config.max_length,
+        on_long="error" if config.max_length is None else "truncate",
+        decoder_start=backbone.decoder_start(),
+    )
+    train, evaluation = encoder(samples), encoder(eval_samples)
+    torch.manual_seed(config.seed)
+    side = registry.get("adapters", config.adapter.name)(backbone, config.adapter, target_stream(backbone.info, task))
+    cache = open_cache(config, backbone, registry)
+    model = PacModel(backbone, side, task, cache=cache, model_name=config.model)
+    return Loaded(model, tokenizer, train, evaluation, eval_samples, encoder)
+
+
+def open_backbone(model: str, dtype: str, registry: Registry) -> Backbone:
+    """The whole frozen backbone in ``dtype`` (a torch name, or ``auto`` for the checkpoint's)."""
+    chosen = None if dtype == "auto" else getattr(torch, dtype)
+    return load_backbone(BackboneSource(path=model, dtype=chosen), registry)
+
+
+def choose_task(config: RunConfig, samples: Sequence[Sample], backbone: Backbone) -> Task:
+    """The task of the configuration or, if ``auto``, of the data."""
+    task = infer_task(samples, kind=config.task, info=backbone.info)
+    apart = config.pair_encoding == "apart" or (
+        config.pair_encoding == "auto" and not backbone.info.stream(target_stream(backbone.info, task)).causal
+    )
+    return replace(task, apart=task.pair and apart)
+
+
+def open_cache(config: RunConfig, backbone: Backbone, registry: Registry) -> ActivationCache:
+    """The cache of a run: in the folder named, else in the user's cache folder, one for each backbone.
+
+    Raises:
+        BadInput: the folder cannot be written, the store is not known, or it belongs to another backbone.
+    """
+    settings = config.cache
+    path: Path | None = settings.dir
+    if path is None:
+        path = cache_folder(backbone.info, config.model, default_cache_root())
+    try:
+        return ActivationCache.open(
+            settings.store,
+            path,
+            dtype=settings.dtype,
+            budget_bytes=settings.budget_bytes,
+            when_full=settings.when_full,
+            share=settings.share,
+            registry=registry,
+        )
+    except OSError as error:
+        raise BadInput(f"cache folder {path} cannot be used: {error.strerror or error}; choose another --cache-dir") from error

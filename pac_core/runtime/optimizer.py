@@ -1,0 +1,73 @@
+"""AdamW, its schedule, and one optimiser step over micro-batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from pac_core.config import OptimizerConfig
+from pac_core.examples import IGNORE, Example
+from pac_core.model import PacModel
+
+
+def make_optimizer(model: PacModel, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters: matrices decay, vectors do not, the head has its own rate."""
+    head = set() if model.head is None else {id(p) for p in model.head.parameters()}
+    head_lr = config.lr / 10 if config.head_lr is None else config.head_lr
+    groups = []
+    for is_head, lr in ((False, config.lr), (True, head_lr)):
+        mine = [p for p in model.parameters() if p.requires_grad and (id(p) in head) == is_head]
+        for decays in (True, False):
+            chosen = [p for p in mine if (p.ndim > 1) == decays]
+            if chosen:
+                decay = config.weight_decay if decays else 0.0
+                groups.append({"params": chosen, "lr": lr, "peak": lr, "weight_decay": decay})
+    return torch.optim.AdamW(groups, fused=True)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set each group's learning rate to ``factor`` times its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+
+
+def lr_factor(config: OptimizerConfig, steps: int) -> Callable[[int], float]:
+    """Part of the peak rate at each step, counted from 0."""
+    warm = int(config.warmup * steps)
+
+    def factor(step: int) -> float:
+        if step < warm:
+            return (step + 1) / warm
+        rest = (step - warm) / max(steps - warm, 1)
+        if config.schedule == "linear":
+            return max(1.0 - rest, 0.0)
+        return 0.5 * (1.0 + math.cos(math.pi * min(rest, 1.0))) if config.schedule == "cosine" else 1.0
+
+    return factor
+
+
+def learnt(model: PacModel, batch: Sequence[Example]) -> int:
+    """How many predictions a batch's mean loss is over: samples, or tokens that have a target."""
+    if not model.task.generates:
+        return len(batch)
+    return sum(int((np.asarray(e.target) != IGNORE).sum()) for e in batch)
+
+
+def cut(size: int, micro_batch_size: int | None) -> list[list[int]]:
+    """Indices 0..size in runs of ``micro_batch_size``.
+
+    >>> cut(5, 2)
+    [[0, 1], [2, 3], [4]]
+    """
+    step = micro_batch_size or size
+    return [list(range(i, min(i + step, size))) for i in range(0, size, step)]
+
+
+def clip(model: nn.Module, max_norm: float | None) -> None:
+    """Scale gradients down to ``max_norm``."""
+    if max_norm is not None:
+        nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], max_norm)

@@ -1,0 +1,106 @@
+"""What a run writes down: ``metrics.json`` and ``plan.json``."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import resource
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+from pac_core.config import RunConfig
+from pac_core.examples import Example
+from pac_core.model import PacModel
+from pac_core.runtime.checkpoint import Progress
+from pac_core.runtime.load import Loaded
+
+NOT_IDENTITY = {"resume", "output", "cache", "generation", "eval", "early_stopping"}
+"""Settings that may change between a stopped run and its resumption without changing the weights."""
+
+
+def single_plan(config: RunConfig, model: PacModel) -> dict[str, Any]:
+    """The plan of a run on one device: one stage with every layer."""
+    micro = min(config.micro_batch_size or config.batch_size, config.batch_size)
+    layers = {stream.name: [0, stream.layers] for stream in model.info.streams if stream.name in model.side.reads}
+    return {
+        "scheduler": "single",
+        "stages": [{"devices": [platform.node() or "local"], "layers": layers}],
+        "micro_batch_size": micro,
+        "micro_batches": -(-config.batch_size // micro),
+    }
+
+
+def run_identity(config: RunConfig, loaded: Loaded) -> dict[str, Any]:
+    """What must agree for a run to resume and end with the same weights: settings, backbone, training data."""
+    settings = {key: value for key, value in config.plain().items() if key not in NOT_IDENTITY}
+    settings["cache.dtype"] = config.cache.dtype
+    return {**settings, "backbone": loaded.model.info.fingerprint, "train data": data_digest(loaded.train)}
+
+
+def data_digest(examples: Sequence[Example]) -> str:
+    """Hex digest of everything that is learnt from: token ids and targets in order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for example in examples:
+        for segment in example.segments:
+            digest.update(segment.input_ids.tobytes() + b"|")
+        target = example.target
+        digest.update(target.tobytes() if hasattr(target, "tobytes") else repr(target).encode())
+    return digest.hexdigest()
+
+
+def epoch_record(progress: Progress, train: Sequence[Example], metrics: dict[str, float]) -> dict[str, Any]:
+    """One entry of ``epochs`` in ``metrics.json``: an epoch in which the backbone ran is a fill."""
+    return {
+        "epoch": progress.epoch,
+        "phase": "fill" if progress.backbone_samples else "cached",
+        "seconds": progress.seconds,
+        "loss": progress.loss_sum / max(progress.step, 1),
+        "samples": len(train),
+        "tokens": sum(map(len, train)),
+        "backbone_samples": progress.backbone_samples,
+        "cache_hits": len(train) - progress.backbone_samples,
+        "bytes_sent": 0,
+        "eval": metrics,
+    }
+
+
+def run_metrics(loaded: Loaded, progress: Progress, plan: dict[str, Any], final: dict[str, float]) -> dict[str, Any]:
+    """The content of ``metrics.json``."""
+    return {
+        "epochs": list(progress.records),
+        "eval": final,
+        "eval_before": progress.before or {},
+        "peak_rss_bytes": peak_rss_bytes(),
+        "trainable_params": loaded.model.trainable(),
+        "cache": cache_record(loaded.model),
+        "plan": plan,
+        "devices": [{"name": platform.node() or "local", "kind": str(loaded.model.backbone.device)}],
+        "versions": versions(),
+    }
+
+
+def cache_record(model: PacModel) -> dict[str, Any]:
+    """Sizes of the cache after the run, and entries that were damaged and computed again."""
+    cache = model.reader.cache
+    assert cache is not None
+    stats = cache.stats()
+    return {
+        "entries": stats.entries,
+        "bytes": stats.bytes,
+        "bytes_raw": stats.bytes_raw,
+        "damaged": cache.counters.damaged,
+    }
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the result depends on."""
+    names = ("pac-core", "torch", "transformers", "numpy")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}

@@ -1,0 +1,126 @@
+"""Step 6 of a run: the optimiser steps of one epoch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pac_core.config import RunConfig
+from pac_core.contracts.adapter import Taps
+from pac_core.examples import Example, length_batches
+from pac_core.model import PacModel
+from pac_core.runtime.ahead import read_ahead
+from pac_core.runtime.checkpoint import Progress, save_checkpoint
+from pac_core.runtime.interrupt import StopFlag
+from pac_core.runtime.optimizer import clip, cut, learnt, lr_factor, set_rates
+
+CHECKPOINT_SECONDS = 60.0
+REPORT_SECONDS = 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class Trainer:
+    """What the steps of every epoch share.
+
+    Attributes:
+        checkpoint: file that a stopped run resumes from.
+        identity: what must agree to resume.
+        on_step: told of progress, at most a few times a second: samples done and mean loss.
+    """
+
+    config: RunConfig
+    model: PacModel
+    optimizer: torch.optim.Optimizer
+    examples: Sequence[Example]
+    steps_per_epoch: int
+    checkpoint: Path
+    identity: dict[str, object]
+    stop: StopFlag
+    on_step: Callable[[Progress, int, float], None]
+
+
+def train_epoch(trainer: Trainer, progress: Progress) -> Progress:
+    """Run the steps of ``progress.epoch`` that are left; returns the progress at its end.
+
+    Order and dropout depend only on seed, epoch and step, so a resumed epoch ends with the same weights.
+
+    Raises:
+        KeyboardInterrupt: a stop was requested; the checkpoint was written.
+    """
+    config, model = trainer.config, trainer.model
+    batches = epoch_batches(trainer.examples, config, progress.epoch)
+    model.train()
+    rate = lr_factor(config.optimizer, trainer.steps_per_epoch * config.epochs)
+    base = progress.backbone_samples - model.reader.counters.backbone_samples
+    done = sum(map(len, batches[: progress.step]))
+    saved = shown = time.monotonic()
+    began = time.perf_counter() - progress.seconds
+    for batch, micro in steps(trainer, batches[progress.step :], cached=model.backbone.released):
+        torch.manual_seed(step_seed(config.seed, progress.epoch, progress.step))
+        loss = optimizer_step(trainer, batch, micro, rate(trainer.steps_per_epoch * (progress.epoch - 1) + progress.step))
+        done += len(batch)
+        progress = replace(
+            progress,
+            step=progress.step + 1,
+            loss_sum=progress.loss_sum + loss,
+            seconds=time.perf_counter() - began,
+            backbone_samples=base + model.reader.counters.backbone_samples,
+        )
+        now = time.monotonic()
+        if now - shown > REPORT_SECONDS:
+            shown = now
+            trainer.on_step(progress, done, progress.loss_sum / progress.step)
+        if trainer.stop.requested or now - saved > CHECKPOINT_SECONDS:
+            save_checkpoint(trainer.checkpoint, model, trainer.optimizer, progress, trainer.identity)
+            saved = time.monotonic()
+        if trainer.stop.requested:
+            raise KeyboardInterrupt
+    trainer.on_step(progress, done, progress.loss_sum / max(progress.step, 1))
+    return progress
+
+
+def epoch_batches(examples: Sequence[Example], config: RunConfig, epoch: int) -> list[list[int]]:
+    """Indices of the batches of an epoch: similar lengths together, shuffled by seed and epoch."""
+    return length_batches(examples, config.batch_size, generator=np.random.default_rng((config.seed, epoch)))
+
+
+def step_seed(seed: int, epoch: int, step: int) -> int:
+    """Seed of a step's dropout."""
+    return int(np.random.SeedSequence((seed, epoch, step)).generate_state(1)[0])
+
+
+Micro = tuple[list[Example], dict[str, Taps]]
+
+
+def steps(trainer: Trainer, batches: Sequence[list[int]], *, cached: bool) -> Iterator[tuple[list[Example], Iterator[Micro]]]:
+    """Each batch with an iterator over its micro-batches and their taps, read ahead where no backbone runs."""
+    parts = [[[b[i] for i in piece] for piece in cut(len(b), trainer.config.micro_batch_size)] for b in batches]
+    wanted = ([trainer.examples[i] for i in piece] for pieces in parts for piece in pieces)
+    read = trainer.model.reader.read
+    found = read_ahead(read, wanted) if cached else ((part, read(part)) for part in wanted)
+    for batch, pieces in zip(batches, parts):
+        yield [trainer.examples[i] for i in batch], (next(found) for _ in pieces)
+
+
+def optimizer_step(trainer: Trainer, batch: Sequence[Example], micro: Iterator[Micro], rate: float) -> float:
+    """Accumulate the gradient of the batch's mean loss over its micro-batches, then step at ``rate`` times the peak
+    learning rate; returns the loss.
+
+    However a batch is cut, the gradient is the same: parts weigh by the predictions they hold.
+    """
+    model = trainer.model
+    total, loss = learnt(model, batch), 0.0
+    trainer.optimizer.zero_grad()
+    for part, taps in micro:
+        scaled = model.loss(part, taps) * (learnt(model, part) / total)
+        scaled.backward()  # type: ignore[no-untyped-call]
+        loss += scaled.item()
+    clip(model, trainer.config.optimizer.max_grad_norm)
+    set_rates(trainer.optimizer, rate)
+    trainer.optimizer.step()
+    return loss
