@@ -1,0 +1,1 @@
+from pac_core.testing.store import StoreSuite as StoreSuite
