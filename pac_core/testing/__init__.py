@@ -1,1 +1,2 @@
+from pac_core.testing.backbone import BackboneSuite as BackboneSuite
 from pac_core.testing.store import StoreSuite as StoreSuite

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import gc
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import linear
 
 from pac_core.contracts.backbone import (
     ENCODER,
@@ -112,7 +111,7 @@ class TransformersBackbone(Backbone):
         start, end = self._held_range(stream)
         if not start <= first <= last <= end:
             raise RuntimeError(f"layers [{first}, {last}) asked for, but this slice holds [{start}, {end})")
-        return self._run(stream, first, last, boundary, past)
+        return self._run(stream, first, last, boundary, past if self.info.stream(stream).causal else None)
 
     @torch.no_grad()
     def _run(self, stream: str, first: int, last: int, boundary: Boundary, past: Any) -> Iterator[Boundary]:
@@ -130,7 +129,7 @@ class TransformersBackbone(Backbone):
         if self._head is None:
             raise BadInput(self._no_head())
         weight, bias = self._head
-        logits = F.linear(self._scale_logits(hidden), weight)
+        logits = linear(self._scale_logits(hidden), weight)
         return logits if bias is None else logits + bias
 
     def decoder_start(self) -> int | None:
@@ -162,8 +161,6 @@ class TransformersBackbone(Backbone):
         self._kept = {}
         if not keep_head:
             self._head = None
-        # transformers' models hold reference cycles
-        gc.collect()
 
     @property
     def released(self) -> bool:

@@ -21,13 +21,11 @@ PARTIAL = "partial-"
 
 # Whatever is not named here counts: a field too many costs a cache miss, a field too few would be a wrong hit.
 _IRRELEVANT = re.compile(
-    r"^_|dropout|_pdrop$|layerdrop|_token_ids?$|^init|init(ializer)?_(range|factor|std)$|^output_|^summary_|^problem_type$"
-    r"|^(architectures|transformers_version|dtype|torch_dtype|torchscript|id2label|label2id|num_labels|use_cache"
-    r"|return_dict|task_specific_params|tie_word_embeddings|tie_encoder_decoder|tie_last_hidden_states"
-    r"|scale_decoder_outputs|finetuning_task|classifier_activation|gradient_checkpointing|pretraining_tp|auto_map"
-    r"|vocab_size|prefix|decoder_start|num_beams|max_length|min_length|no_repeat_ngram_size|length_penalty"
-    r"|early_stopping|normalize_before|add_final_layer_norm|force_bos_token_to_be_generated|save_step"
-    r"|n_ctx|chunk_size_feed_forward|name_or_path|keys_to_ignore_at_inference)$"
+    r"^_|dropout|_pdrop$|layerdrop|_token_ids?$|^init|^output_|^summary_"
+    r"|^(architectures|transformers_version|dtype|torch_dtype|torchscript|name_or_path|auto_map|use_cache|return_dict"
+    r"|id2label|label2id|num_labels|problem_type|finetuning_task|task_specific_params|classifier_activation"
+    r"|tie_word_embeddings|tie_encoder_decoder|tie_last_hidden_states|scale_decoder_outputs|gradient_checkpointing"
+    r"|vocab_size|prefix|num_beams|max_length|min_length|no_repeat_ngram_size|length_penalty|early_stopping)$"
 )
 
 T = TypeVar("T")
@@ -54,12 +52,15 @@ def stream_digest(chunks: Iterator[memoryview], dtype: torch.dtype, shape: tuple
     return _digest(state, cast, shape)
 
 
-def combine(base: nn.Module, config: Any, digests: dict[str, str | None], keys: frozenset[str]) -> str:
+def combine(
+    base: nn.Module, config: Any, dtype: torch.dtype, digests: dict[str, str | None], keys: frozenset[str]
+) -> str:
     """The fingerprint of a backbone.
 
     Args:
-        base: the bare model, for the dtypes of its computed buffers.
+        base: the bare model, for the buffers that it computes itself.
         config: its configuration.
+        dtype: dtype of the weights.
         digests: of every weight that a tap depends on; None where the file is not on this device.
         keys: fields of ``config`` that count although they are ignored elsewhere.
     """
@@ -69,12 +70,19 @@ def combine(base: nn.Module, config: Any, digests: dict[str, str | None], keys: 
         # sdpa and eager may differ in the last bit
         "attention": config._attn_implementation,
         "config": {k: v for k, v in fields.items() if v is not None and (k in keys or not _IRRELEVANT.search(k))},
-        "buffers": {name: str(buffer.dtype) for name, buffer in base.named_buffers() if buffer.is_floating_point()},
+        "buffers": {
+            name: _computed(buffer, dtype) for name, buffer in base.named_buffers() if buffer.is_floating_point()
+        },
         "weights": {name: digest for name, digest in digests.items() if digest is not None},
     }
     text = json.dumps(facts, sort_keys=True, default=str)
     whole = all(digest is not None for digest in digests.values())
     return ("" if whole else PARTIAL) + hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _computed(buffer: Tensor, dtype: torch.dtype) -> str:
+    """A buffer that a conversion such as ``model.bfloat16()`` may have rounded: a scale, or a rotary table."""
+    return str(buffer.to(dtype).item() if buffer.numel() == 1 else buffer.dtype)
 
 
 def _digest(state: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> str:

@@ -74,7 +74,7 @@ def _wrap(source: BackboneSource, family: Family) -> Held:
     ranges = family.ranges(config)
     names = list(family.needed(base, config, ranges))
     digests = in_threads(lambda name: tensor_digest(base.get_parameter(name)), names)
-    fingerprint = combine(base, config, dict(zip(names, digests)), family.config_keys)
+    fingerprint = combine(base, config, dtype, dict(zip(names, digests)), family.config_keys)
     head = _live_head(model, base, family)
     kept = {name: base.get_submodule(name) for name in family.kept}
     return Held(base, config, ranges, layers, kept, head, head is not None, dtype, fingerprint)
@@ -100,7 +100,7 @@ def _load(source: BackboneSource, family: Family) -> Held:
     layers = _cut(base, family, ranges)
     head = reader.head(base, ranges)
     base.requires_grad_(False).eval()
-    fingerprint = combine(base, config, digests, family.config_keys)
+    fingerprint = combine(base, config, reader.dtype, digests, family.config_keys)
     return Held(base, config, ranges, layers, kept, head, reader.has_head, reader.dtype, fingerprint)
 
 
