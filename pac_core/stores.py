@@ -167,6 +167,9 @@ class CompressingStore(Store):
         inner = self.inner.stats()
         return StoreStats(inner.entries, inner.bytes, sum(self._raw_sizes.values()))
 
+    def details(self) -> dict[str, int]:
+        return self.inner.details()
+
     def contains_many(self, keys: Sequence[bytes]) -> list[bool]:
         return self.inner.contains_many(keys)
 

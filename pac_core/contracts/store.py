@@ -113,6 +113,10 @@ class Store(ABC):
         """Give back room held by deleted entries; returns the bytes freed. Default: nothing to do."""
         return 0
 
+    def details(self) -> dict[str, int]:
+        """Further figures for listings, by name. ``file_bytes``, if there, is what the store takes on the disk."""
+        return {}
+
     def __enter__(self) -> Store:
         return self
 

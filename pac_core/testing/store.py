@@ -160,11 +160,9 @@ class StoreSuite(SharedStoreTests):
 
     def test_a_full_store_says_so_and_keeps_what_it_has(self, tmp_path: Path) -> None:
         with self._with_budget(tmp_path, MIB, "error") as store:
-            kept = []
+            kept: list[int] = []
             with pytest.raises(StoreFull, match=r"budget|full|room"):
-                for n in range(64):
-                    put(store, n, size=40 * KIB)
-                    kept.append(n)
+                _fill(store, kept)
             assert len(kept) >= 12, "at least half of the budget can be used"
             assert store.stats().bytes <= MIB
             assert holds(store, *kept, size=40 * KIB)
@@ -243,6 +241,13 @@ def _fresh(tmp_path: Path) -> Path:
     path = tmp_path / str(next(_folders))
     path.mkdir()
     return path
+
+
+def _fill(store: Store, kept: list[int]) -> None:
+    """Put values of 40 KiB, 2.5 MiB in all, noting those that were accepted."""
+    for n in range(64):
+        put(store, n, size=40 * KIB)
+        kept.append(n)
 
 
 def _in_threads(work: Callable[[int], None], count: int) -> None:

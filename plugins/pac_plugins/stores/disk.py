@@ -107,7 +107,7 @@ class DiskStore(Store):
             return StoreStats(len(self._index), self._index.live_bytes, self._index.raw_bytes)
 
     def details(self) -> dict[str, int]:
-        """Facts for ``pac cache stat``: number of shards, bytes of their files, bytes held by deleted records."""
+        """Number of shards, bytes of their files, and bytes of deleted records in them."""
         with self._lock:
             self._check_open()
             return {
