@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
@@ -161,6 +162,7 @@ class TransformersBackbone(Backbone):
         self._kept = {}
         if not keep_head:
             self._head = None
+        _return_freed_memory()
 
     @property
     def released(self) -> bool:
@@ -220,6 +222,13 @@ class TransformersBackbone(Backbone):
 def token_positions(mask: Tensor) -> Tensor:
     """Position of each real token in its row, 0 for padding: (rows, tokens) bool to (rows, tokens) int64."""
     return (mask.long().cumsum(-1) - 1).masked_fill(~mask, 0)
+
+
+def _return_freed_memory() -> None:
+    # glibc keeps freed tensors of a few MB for later, which would count as this process's memory
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def cache_of(past: Any, first: int, last: int) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from threading import Lock
 
 from torch import Tensor
 
@@ -33,6 +34,7 @@ class Checkpoint:
         self.path = path
         self._prefixes = ("", *(f"{prefix}." for prefix in prefixes))
         self._files: dict[str, TensorFile] = {}
+        self._opening = Lock()
         self._weight_map = self._single() or self._sharded()
 
     def stored_name(self, names: Iterable[str]) -> str | None:
@@ -105,11 +107,16 @@ class Checkpoint:
 
     def _file(self, stored: str) -> TensorFile:
         name = self._weight_map[stored]
-        if name not in self._files:
-            file = find_file(self.path, name)
-            if file is None:
-                raise BadInput(f"{self.path}: {name} is missing, it holds {stored}; copy or download it again")
-            self._files[name] = TensorFile(file)
+        # tensors are read in threads; a shard is fetched and opened once
+        with self._opening:
+            if name not in self._files:
+                self._files[name] = self._open(name, stored)
         if stored not in self._files[name].entries:
             raise BadInput(f"{self.path}: {name} has no tensor {stored}, though {INDEX} says so; download both again")
         return self._files[name]
+
+    def _open(self, name: str, stored: str) -> TensorFile:
+        file = find_file(self.path, name)
+        if file is None:
+            raise BadInput(f"{self.path}: {name} is missing, it holds {stored}; copy or download it again")
+        return TensorFile(file)

@@ -68,7 +68,7 @@ def combine(
     facts = {
         "model_type": config.model_type,
         # sdpa and eager may differ in the last bit
-        "attention": config._attn_implementation,
+        "attention": sorted({m.config._attn_implementation for m in base.modules() if hasattr(m, "config")}),
         "config": {k: v for k, v in fields.items() if v is not None and (k in keys or not _IRRELEVANT.search(k))},
         "buffers": {
             name: _computed(buffer, dtype) for name, buffer in base.named_buffers() if buffer.is_floating_point()
