@@ -40,7 +40,6 @@ class PooledHead(nn.Module):
         self.register_buffer("deviation", torch.ones(width))
         self.register_buffer("target_mean", torch.zeros(()))
         self.register_buffer("target_deviation", torch.ones(()))
-        self.register_buffer("calibrated", torch.zeros((), dtype=torch.bool))
 
     def pool(self, hidden: Tensor, rows: Rows) -> Tensor:
         """Means (rows, texts, d) of hidden (tokens, d)."""
@@ -63,7 +62,6 @@ class PooledHead(nn.Module):
         if targets is not None and len(targets) > 1:
             self.target_mean.copy_(targets.mean())
             self.target_deviation.copy_(targets.std().clamp(min=1e-4))
-        self.calibrated.fill_(True)  # type: ignore[operator]
 
     def forward(self, hidden: Tensor, rows: Rows) -> Tensor:
         """Outputs (rows, outputs): logits, or standardised numbers, of hidden (tokens, d)."""

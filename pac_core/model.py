@@ -73,6 +73,8 @@ class PacModel(nn.Module):
         self.head = None if task.generates else PooledHead(self.info.hidden_size, task.outputs, texts)
         if self.head is not None and self.info.dtype == torch.float64:
             self.head.double()
+        self.calibrated: Tensor
+        self.register_buffer("calibrated", torch.zeros((), dtype=torch.bool))
         self._held = {"backbone": backbone}  # a dict, so that nn.Module does not register the backbone
         taps = {s: tap_indices(self.info.stream(s).layers, side.config.tap_every) for s in side.reads}
         bound = None if cache is None else cache.bind(self.info, taps, model=model_name)
@@ -123,22 +125,32 @@ class PacModel(nn.Module):
 
     def hidden(self, taps: dict[str, Taps]) -> Tensor:
         """Last hidden states (tokens, d) of the target stream: the backbone's plus what the side network adds."""
+        if self.training and not bool(self.calibrated):
+            self.calibrate([taps])
         device = next(self.side.parameters()).device
         moved = {s: Taps(t.values.to(device), t.rows) for s, t in taps.items()}
         return self.side(moved)
 
     def outputs(self, taps: dict[str, Taps]) -> Tensor:
         """Outputs (rows, outputs) of the trainable head."""
-        rows = taps[self.side.target].rows
-        if self.training and not bool(self._head.calibrated):
-            self.calibrate(taps)
-        return self._head(self.hidden(taps), rows)
+        return self._head(self.hidden(taps), taps[self.side.target].rows)
 
-    def calibrate(self, taps: dict[str, Taps], targets: Tensor | None = None) -> None:
-        """Set the head's standardisation from a batch of frozen taps; done once, before training."""
-        last = taps[self.side.target]
-        head = self._head
-        head.calibrate(head.pool(last.values[-1].to(head.mean.device), last.rows), targets)
+    @torch.no_grad()
+    def calibrate(self, taps: Sequence[dict[str, Taps]], targets: Tensor | None = None) -> None:
+        """Set the scales that the side network and the head work in from frozen taps; done once, before training.
+
+        In a loop that is not ours the first training batch serves. ``targets`` (samples,) are those of regression.
+        """
+        last = [batch[self.side.target] for batch in taps]
+        if self.head is None:
+            frozen = torch.cat([t.values[-1] for t in last])
+        else:
+            pooled = torch.cat([self.head.pool(t.values[-1], t.rows) for t in last])
+            self.head.calibrate(pooled, targets)
+            frozen = pooled.flatten(0, 1)
+        if len(frozen) > 1:
+            self.side.calibrate(frozen.std(0).clamp(min=1e-4))
+        self.calibrated.fill_(True)
 
     def loss(self, batch: Sequence[Example], taps: dict[str, Taps], outputs: Tensor | None = None) -> Tensor:
         """Mean loss () of a batch whose taps have been read; over samples, or over tokens that have a target."""

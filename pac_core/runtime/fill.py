@@ -44,21 +44,19 @@ def prefill(
         cache.flush()
 
 
-@torch.no_grad()
 def calibrate(model: PacModel, examples: Sequence[Example]) -> None:
-    """Standardise the head's features and targets by up to `CALIBRATION_SAMPLES` samples, evenly spaced."""
-    if model.head is None:
-        return
+    """Set the model's scales from up to `CALIBRATION_SAMPLES` samples, evenly spaced, and all regression targets."""
     step = max(len(examples) // CALIBRATION_SAMPLES, 1)
     chosen = list(examples[::step])
-    pooled = []
+    last = model.side.target
+    taps = []
     for start in range(0, len(chosen), 64):
-        last: Taps = model.reader.read(chosen[start : start + 64])[model.side.target]
-        pooled.append(model.head.pool(last.values[-1], last.rows))
+        found = model.reader.read(chosen[start : start + 64])[last]
+        taps.append({last: Taps(found.values[-1:].clone(), found.rows)})
     targets = None
     if model.task.kind == "regression":
-        targets = torch.tensor([float(e.target) for e in examples if not isinstance(e.target, type(None))])
-    model.head.calibrate(torch.cat(pooled), targets)
+        targets = torch.tensor([float(e.target) for e in examples if isinstance(e.target, int | float)])
+    model.calibrate(taps, targets)
 
 
 def release(model: PacModel, examples: Sequence[Example]) -> bool:

@@ -1,4 +1,4 @@
-"""Building blocks of a side network: attention and MLP at width r, pre-norm, with packed projections."""
+"""Building blocks of a side network: attention and MLP at width r, with packed projections."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int, causal: bool, name: str) -> None:
         super().__init__()
         self.heads, self.causal, self.name = heads, causal, name
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, rows: Rows, past: Past | None = None) -> Tensor:
         """x (rows, width, r) to (rows, width, r)."""
@@ -56,9 +56,9 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, heads: int, name: str) -> None:
         super().__init__()
         self.heads, self.name = heads, name
-        self.query = nn.Linear(width, width, bias=False)
-        self.kv = nn.Linear(width, 2 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.query = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, memory: Memory, past: Past | None = None) -> Tensor:
         """x (rows, width, r), memory.state (rows, source width, r) to (rows, width, r)."""
@@ -80,8 +80,8 @@ class Mlp(nn.Module):
     def __init__(self, info: BackboneInfo, width: int, inner: int) -> None:
         super().__init__()
         self.gated = info.gated_mlp
-        self.up = nn.Linear(width, 2 * inner if self.gated else inner, bias=False)
-        self.down = nn.Linear(inner, width, bias=False)
+        self.up = nn.Linear(width, 2 * inner if self.gated else inner)
+        self.down = nn.Linear(inner, width)
         self.act = ACT2FN[info.activation]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,40 +15,74 @@ from pac_plugins.adapters.pruning import prune_into
 from pac_plugins.adapters.widths import Widths, side_widths
 
 
-class SideLayer(nn.Module):
-    """f_i of PAC eq. 1: mixes tap and state through a gate, then attention, cross attention, MLP, each pre-norm.
+MAX_SEGMENTS = 2
+"""Texts that a row may hold."""
 
-    ``x = g * W b_i + (1 - g) * a`` with g = sigmoid of a learned vector of width r (Ladder Side-Tuning's gate, one
-    for each channel), then a pre-norm transformer layer on x.
+
+class SideLayer(nn.Module):
+    """f_i of PAC eq. 1: mixes tap and state through a gate, then attends, with the norms behind each branch.
+
+    ``x = g norm(W b_i) + (1 - g) a`` with the scalar gate g = sigmoid(alpha), alpha starting at 0 (Ladder
+    Side-Tuning, section 3); then ``x = norm(x + attention(x))``, cross attention and MLP likewise. Taps are normalised
+    at width r, after the projection: at width d that would cost more than the projection itself.
     """
 
     def __init__(self, info: BackboneInfo, widths: Widths, stream: Stream, index: int, dropout: float) -> None:
         super().__init__()
         r = widths.state
         self.dropout = dropout
-        self.read = nn.Linear(info.hidden_size, r)
-        self.gate = nn.Parameter(torch.zeros(r))
-        self.attention_norm = side_norm(info, r)
+        self.read = TapRead(info, r)
+        self.gate = nn.Parameter(torch.zeros(1))
         self.attention = SelfAttention(r, widths.heads, stream.causal, f"{stream.name}.{index}")
+        self.attention_norm = side_norm(info, r)
         self.cross: CrossAttention | None = None
         if stream.cross:
-            self.cross_norm = side_norm(info, r)
             self.cross = CrossAttention(r, widths.heads, f"{stream.name}.{index}.cross")
-        self.mlp_norm = side_norm(info, r)
+            self.cross_norm = side_norm(info, r)
         self.mlp = Mlp(info, r, widths.mlp)
+        self.mlp_norm = side_norm(info, r)
 
     def forward(self, b_i: Tensor, state: Tensor, rows: Rows, memory: Memory | None, past: Any) -> Tensor:
         """b_i (tokens, d), state (rows, width, r) to (rows, width, r)."""
-        tap = rows.pad(self.read(b_i))
-        x = torch.lerp(state, tap, self.gate.sigmoid())
-        x = x + self._drop(self.attention(self.attention_norm(x), rows, past))
+        x = torch.lerp(state, rows.pad(self.read(b_i)), self.gate.sigmoid())
+        x = self.attention_norm(x + self._drop(self.attention(x, rows, past)))
         if self.cross is not None:
             assert memory is not None
-            x = x + self._drop(self.cross(self.cross_norm(x), memory, past))
-        return x + self._drop(self.mlp(self.mlp_norm(x)))
+            x = self.cross_norm(x + self._drop(self.cross(x, memory, past)))
+        return self.mlp_norm(x + self._drop(self.mlp(x)))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.training and self.dropout else x
+
+
+class TapRead(nn.Module):
+    """Down-projection of a tap, then a norm: (tokens, d) to (tokens, r)."""
+
+    def __init__(self, info: BackboneInfo, width: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(info.hidden_size, width)
+        self.norm = side_norm(info, width)
+
+    def forward(self, b_i: Tensor) -> Tensor:
+        return self.norm(self.down(b_i))
+
+
+class SideExit(nn.Module):
+    """Up-projection of the last state, in units of how much the backbone's last hidden state varies.
+
+    Zero at first, so that the model starts as the frozen one.
+    """
+
+    scale: Tensor
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden, bias=False)
+        nn.init.zeros_(self.up.weight)
+        self.register_buffer("scale", torch.ones(hidden))
+
+    def forward(self, state: Tensor) -> Tensor:
+        return self.up(state) * self.scale
 
 
 class SideStream(nn.Module):
@@ -57,11 +91,12 @@ class SideStream(nn.Module):
     def __init__(self, info: BackboneInfo, config: AdapterConfig, widths: Widths, stream: Stream, exits: bool) -> None:
         super().__init__()
         self.taps = tap_indices(stream.layers, config.tap_every)
-        self.enter: nn.Linear | None = nn.Linear(info.hidden_size, widths.state)
+        self.enter: TapRead | None = TapRead(info, widths.state)
+        self.segments: nn.Embedding | None = nn.Embedding(MAX_SEGMENTS, widths.state)
+        nn.init.normal_(self.segments.weight, std=0.02)
         indices = range(1, len(self.taps))
         self.layers = nn.ModuleDict({str(i): SideLayer(info, widths, stream, i, config.dropout) for i in indices})
-        self.norm: nn.Module | None = side_norm(info, widths.state)
-        self.exit: nn.Linear | None = nn.Linear(widths.state, info.hidden_size) if exits else None
+        self.exit: SideExit | None = SideExit(widths.state, info.hidden_size) if exits else None
 
 
 class ParallelSideNetwork(SideNetwork):
@@ -75,16 +110,17 @@ class ParallelSideNetwork(SideNetwork):
         self.streams = nn.ModuleDict(
             {name: SideStream(info, config, self.widths, info.stream(name), name == target) for name in self._reads}
         )
-        exit_ = self.streams[target].exit
-        nn.init.zeros_(exit_.weight)
-        nn.init.zeros_(exit_.bias)
 
     @property
     def reads(self) -> tuple[str, ...]:
         return self._reads
 
     def enter(self, stream: str, b_0: Tensor, rows: Rows) -> Tensor:
-        return rows.pad(self.streams[stream].enter(b_0))
+        side = self.streams[stream]
+        read = side.enter(b_0)
+        if rows.segments is not None:
+            read = read + side.segments(rows.segments.to(read.device))
+        return rows.pad(read)
 
     def layer(
         self,
@@ -97,9 +133,7 @@ class ParallelSideNetwork(SideNetwork):
         memory: Memory | None = None,
         past: Any = None,
     ) -> Tensor:
-        side = self.streams[stream]
-        state = side.layers[str(index)](b_i, state, rows, memory, past)
-        return side.norm(state) if index == len(side.taps) - 1 else state
+        return self.streams[stream].layers[str(index)](b_i, state, rows, memory, past)
 
     def exit(self, stream: str, state: Tensor, b_L: Tensor, rows: Rows) -> Tensor:
         return b_L + self.streams[stream].exit(rows.unpad(state))
@@ -110,9 +144,14 @@ class ParallelSideNetwork(SideNetwork):
             if not first < int(index) <= last:
                 del side.layers[index]
         if first > 0:
-            side.enter = None
+            side.enter = side.segments = None
         if last < len(side.taps) - 1:
-            side.norm = side.exit = None
+            side.exit = None
+
+    def calibrate(self, spread: Tensor) -> None:
+        side = self.streams[self.target]
+        if side.exit is not None:
+            side.exit.scale.copy_(spread)
 
     def new_past(self) -> dict[str, tuple[Tensor, Tensor]]:
         return {}

@@ -17,21 +17,25 @@ if TYPE_CHECKING:
     from pac_plugins.adapters.layers import CrossAttention, Mlp, SelfAttention
     from pac_plugins.adapters.parallel import ParallelSideNetwork, SideLayer
 
+BRANCH_GAIN = 0.5
+"""Gain of what a branch adds to the normalised state; found by trial (docs/quality.md)."""
+
 
 @torch.no_grad()
 def prune_into(network: ParallelSideNetwork, backbone: Backbone) -> None:
     """Overwrite the weights of ``network`` with rows and columns of the backbone's.
 
     Every matrix keeps its most important inner channels, and the residual channels that matter most over all layers
-    and streams. Sums over fewer inputs are smaller, so matrices are scaled by the square root of what was left out.
+    and streams. What is left of a matrix is scaled to a fixed gain, since families differ widely in theirs (T5's
+    attention has no 1 / sqrt(width)), and a sum over an eighth of the inputs has another scale anyway.
     """
     kept = residual_channels(network, backbone)
     for name in network.reads:
         side = network.streams[name]
-        _select(side.enter, kept)
+        _select(side.enter.down, kept)
         for index in range(1, len(side.taps)):
             layer: SideLayer = side.layers[str(index)]
-            _select(layer.read, kept)
+            _select(layer.read.down, kept)
             weights = backbone.layer_weights(name, side.taps[index] - 1)
             _prune_layer(layer, weights, kept)
 
@@ -85,13 +89,11 @@ def _attention(w: AttentionWeights, kept: Tensor) -> tuple[Tensor, Tensor, Tenso
     width = len(kept)
     scores = _top(w.query.abs().sum(1) * key.abs().sum(1), width)
     values = _top(value.abs().sum(1) * w.output.abs().sum(0), width)
-    inside = (w.query.shape[1] / width) ** 0.5
-    across = (w.query.shape[0] / width) ** 0.5
     return (
-        w.query[scores][:, kept] * inside,
-        key[scores][:, kept] * inside,
-        value[values][:, kept] * inside,
-        w.output[kept][:, values] * across,
+        _gain(w.query[scores][:, kept], 1.0),
+        _gain(key[scores][:, kept], 1.0),
+        _gain(value[values][:, kept], 1.0),
+        _gain(w.output[kept][:, values], BRANCH_GAIN),
     )
 
 
@@ -99,12 +101,16 @@ def _prune_mlp(side: Mlp, w: LayerWeights, kept: Tensor) -> None:
     inner = side.down.in_features
     importance = w.up.abs().sum(1) * w.down.abs().sum(0)
     rows = _top(importance, inner)
-    inside = (w.up.shape[1] / len(kept)) ** 0.5
-    up = w.up[rows][:, kept] * inside
+    up = _gain(w.up[rows][:, kept], 1.0)
     if w.gate is not None:
-        up = torch.cat([w.gate[rows][:, kept] * inside, up])
+        up = torch.cat([_gain(w.gate[rows][:, kept], 1.0), up])
     side.up.weight.copy_(up)
-    side.down.weight.copy_(w.down[kept][:, rows] * (w.down.shape[1] / inner) ** 0.5)
+    side.down.weight.copy_(_gain(w.down[kept][:, rows], BRANCH_GAIN))
+
+
+def _gain(matrix: Tensor, gain: float) -> Tensor:
+    """``matrix`` scaled so that its rows have ``gain`` as their root mean square norm."""
+    return matrix * (gain / matrix.norm(dim=1).square().mean().sqrt().clamp(min=1e-6))
 
 
 def _spread(matrix: Tensor, times: int) -> Tensor:
