@@ -120,22 +120,33 @@ class ActivationCache:
         return bound
 
     def _enter(self, name: str, namespace: Namespace) -> None:
-        """Write the namespace into the manifest, if it may share the folder."""
+        """Note the namespace in the manifest, if it may share the folder."""
         assert self.path is not None
-        with manifest_lock(self.path):
-            manifest = _check_manifest(self.path, self._name, self.store)
-            others = [n for n in manifest.namespaces.values() if n.fingerprint != namespace.fingerprint]
-            if others and not self.store.stats().entries:
-                manifest = Manifest(self._name, {})
-            elif others and not self._share:
-                raise BadInput(
-                    f"cache folder {self.path} holds entries of {others[0].label}, but this run's backbone is "
-                    f"{namespace.label}; give another --cache-dir, empty this one with 'pac cache clear --cache-dir "
-                    f"{self.path}', or share it with ActivationCache.open(..., share=True)"
-                )
-            if manifest.namespaces.get(name) != namespace:
-                write_manifest(self.path, manifest.including(name, namespace))
-            mark_used(self.path)
+        if self._admit(name, namespace) is not None:  # else nothing is to be written: a read-only folder will do
+            with manifest_lock(self.path):
+                manifest = self._admit(name, namespace)
+                if manifest is not None:
+                    write_manifest(self.path, manifest)
+        mark_used(self.path)
+
+    def _admit(self, name: str, namespace: Namespace) -> Manifest | None:
+        """The manifest with the namespace added, None if it is in it already.
+
+        Raises:
+            BadInput: the folder holds entries of another backbone.
+        """
+        assert self.path is not None
+        manifest = _check_manifest(self.path, self._name, self.store)
+        others = [n for n in manifest.namespaces.values() if n.fingerprint != namespace.fingerprint]
+        if others and not self.store.stats().entries:
+            manifest = Manifest(self._name, {})
+        elif others and not self._share:
+            raise BadInput(
+                f"cache folder {self.path} holds entries of {others[0].label}, but this run's backbone is "
+                f"{namespace.label}; give another --cache-dir, empty this one with 'pac cache clear --cache-dir "
+                f"{self.path}', or share it with ActivationCache.open(..., share=True)"
+            )
+        return None if manifest.namespaces.get(name) == namespace else manifest.including(name, namespace)
 
     def stats(self) -> StoreStats:
         """Sizes of the whole store, all namespaces together."""

@@ -96,7 +96,7 @@ class Int8Codec(Codec):
         scales, values = self._parts(payload, entry.shape)
         whole = entry.shape[-1] // BLOCK * BLOCK
         for tap in range(entry.shape[0]):  # a tap at a time stays in the processor's cache
-            numbers = entry[tap].float()
+            numbers = entry[tap].float().contiguous()
             for part, scale, target in _split(numbers, scales[tap], values[tap], whole):
                 torch.amax(part.abs(), -1, out=scale)
                 scale.div_(127)
@@ -127,7 +127,7 @@ def _blocks(d: int) -> int:
 
 
 def _in_blocks(values: Tensor) -> Tensor:
-    """(tokens, blocks, 64) over the same memory as (tokens, blocks * 64)."""
+    """(tokens, blocks, 64) over the same memory as (tokens, blocks * 64), whose last dimension is contiguous."""
     return values.as_strided((values.shape[0], values.shape[1] // BLOCK, BLOCK), (values.stride(0), BLOCK, 1))
 
 

@@ -33,6 +33,7 @@ _STATE_AT = 4
 _LIVE, _DEAD = 0xA5, 0x00
 _RESYNC_BYTES = 1 << 20
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_WRITABLE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(eq=False)
@@ -133,17 +134,26 @@ def _resync(fd: int, offset: int, size: int) -> int:
 
 def mark_dead(shard: Shard, records: list[Record]) -> None:
     """Delete records on disk; does nothing where the file is gone or may not be written."""
-    with contextlib.suppress(FileNotFoundError, PermissionError), open(shard.path, "r+b", buffering=0) as file:
-        for record in records:
-            os.pwrite(file.fileno(), bytes([_DEAD]), record.offset + _STATE_AT)
+    try:
+        with open(shard.path, "r+b", buffering=0) as file:
+            for record in records:
+                os.pwrite(file.fileno(), bytes([_DEAD]), record.offset + _STATE_AT)
+    except OSError as error:
+        if error.errno not in _NOT_WRITABLE:
+            raise
 
 
 def lock(path: Path) -> int | None:
-    """Open ``path`` and lock it against other writers; None if one has it or it is gone. The lock goes with the fd."""
+    """Open ``path`` and lock it against other writers; None if one has it, it is gone, or it may not be written.
+
+    The lock ends when the file descriptor is closed.
+    """
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except (FileNotFoundError, PermissionError):
-        return None
+    except OSError as error:
+        if error.errno in _NOT_WRITABLE:
+            return None
+        raise
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.stat(path).st_ino == os.fstat(fd).st_ino:  # else it was removed between the two calls
