@@ -18,7 +18,7 @@ Boundary = dict[str, Tensor]
 """What crosses from one layer to the next, all rows padded to one length.
 
 ``hidden``        (rows, tokens, d), the backbone's dtype
-``mask``          (rows, tokens) bool, True for real tokens
+``mask``          (rows, tokens) bool, True for real tokens; when decoding with a past, (rows, past + tokens)
 ``positions``     (rows, tokens) int64, position of each token in its row (0 for padding)
 ``encoder``       (rows, source tokens, d), only in the decoder stream of an encoder-decoder model
 ``encoder_mask``  (rows, source tokens) bool, likewise
@@ -60,7 +60,9 @@ class BackboneInfo:
         vocab_size: number of token ids.
         max_tokens: longest sequence the position embeddings take, None if unbounded.
         dtype: dtype of weights and taps.
-        fingerprint: hex digest that covers the architecture, every weight that a tap depends on, and the dtype.
+        fingerprint: hex digest that covers the architecture, the attention implementation, every weight that a tap
+            depends on, and the dtype; heads are no part of it. A slice has that of the whole backbone, unless files of
+            the other layers are not on this device: then it ends in ``-partial`` and equals no whole backbone's.
     """
 
     model_type: str
@@ -135,9 +137,9 @@ class Backbone(ABC):
     """A frozen transformers model as a chain: ``embed``, then layers, then ``head``.
 
     For each stream the taps are b_0..b_L exactly as the model's own forward reports them with
-    ``output_hidden_states=True``: b_0 is the output of the embeddings, b_i the output of layer i, and b_L the last
-    hidden state *after* the stream's final norm where the family has one. Any split into slices gives the same bits as
-    one pass, because the same modules run on the same tensors.
+    ``output_hidden_states=True`` (and without a key-value cache): b_0 is the output of the embeddings, b_i the output
+    of layer i, and b_L the last hidden state *after* the stream's final norm where the family has one. Any split into
+    slices gives the same bits as one pass, because the same modules run on the same tensors.
 
     Implementations run under ``torch.no_grad`` with dropout off, return tensors that may enter autograd as constants,
     and never modify the model's weights. The registered factory is ``factory(source: BackboneSource) -> Backbone`` and
@@ -172,7 +174,7 @@ class Backbone(ABC):
             stream: name of the stream.
             input_ids: (rows, tokens) int64; padding holds any valid id. Padding may be on either side.
             mask: (rows, tokens) bool, True for real tokens. With ``past``: (rows, past + tokens).
-            token_type_ids: (rows, tokens) int64, for families that have them.
+            token_type_ids: (rows, tokens) int64, for families that have them; others ignore them.
             encoder, encoder_mask: output of the encoder stream (its b_L) and its mask, for a decoder with cross
                 attention.
             past: key-value cache from `new_past`; the tokens then follow those already in it.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,13 +93,33 @@ class BackboneLife(BackboneParts):
             list(backbone.run(stream.name, 0, 1, {"hidden": hidden}))
         assert self._has_head(backbone, hidden) == (has_head and keep_head)
 
+    def test_everything_moves_to_another_device(self, live: Backbone, folder: Path) -> None:
+        backbone = self.build(BackboneSource(folder, layers=split(live, [0.5])[1]))
+        hidden = torch.zeros(1, 2, backbone.info.hidden_size, dtype=backbone.info.dtype, device="meta")
+        assert backbone.device == torch.device("cpu")
+        assert backbone.to("meta") is backbone
+        assert backbone.device == torch.device("meta")
+        for stream in backbone.info.streams:
+            assert backbone.layer_weights(stream.name, stream.layers - 1).down.is_meta
+        if self._has_head(backbone, hidden):
+            assert backbone.head(hidden).is_meta
+
     def test_release_of_a_model_in_memory_leaves_it_to_its_owner(self, model: Any) -> None:
-        backbone = self.build(BackboneSource(model=model))
-        batch = make_batch(model, [9, 9], [7, 7], "right", 13)
-        before = backbone_taps([backbone], [whole(backbone)], batch)
+        owned = copy.deepcopy(model)
+        backbone = self.build(BackboneSource(model=owned))
+        weight = weakref.ref(backbone.layer_weights(backbone.info.streams[0].name, 0).down)
+        part = weakref.ref(owned.base_model)
         backbone.release(keep_head=False)
-        again = self.build(BackboneSource(model=model))
-        assert differing_taps(backbone_taps([again], [whole(again)], batch), before, batch) == []
+        again = self.build(BackboneSource(model=owned))
+        batch = make_batch(model, [9, 9], [7, 7], "right", 13)
+        live = self.build(BackboneSource(model=model))
+        own, expected = (backbone_taps([b], [whole(b)], batch) for b in (again, live))
+        assert differing_taps(own, expected, batch) == []
+        del owned, again
+        gc.collect()
+        assert weight() is None
+        assert part() is None
+        assert backbone.released
 
     def _has_head(self, backbone: Backbone, hidden: Tensor) -> bool:
         try:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from pac_plugins.backbones.tensor_file import raw_bytes
 
-PARTIAL = "partial-"
-"""Starts the fingerprint of a slice whose device lacks the other layers' files; no whole backbone's starts so."""
+PARTIAL = "-partial"
+"""Ends the fingerprint of a slice whose device lacks the other layers' files; no whole backbone's ends so."""
 
 # Whatever is not named here counts: a field too many costs a cache miss, a field too few would be a wrong hit.
 _IRRELEVANT = re.compile(
@@ -77,7 +77,7 @@ def combine(
     }
     text = json.dumps(facts, sort_keys=True, default=str)
     whole = all(digest is not None for digest in digests.values())
-    return ("" if whole else PARTIAL) + hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest() + ("" if whole else PARTIAL)
 
 
 def _computed(buffer: Tensor, dtype: torch.dtype) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -60,18 +60,18 @@ class TensorFile:
         """Tensor ``name`` with its stored dtype and shape."""
         entry = self.entries[name]
         tensor = torch.empty(entry.shape, dtype=entry.dtype)
-        with self.path.open("rb", buffering=0) as file:
-            _read_into(file.fileno(), raw_bytes(tensor), entry.start)
+        with FileIO(self.path) as file:
+            _read_into(file, raw_bytes(tensor), entry.start)
         return tensor
 
     def chunks(self, name: str) -> Iterator[memoryview]:
         """The bytes of tensor ``name`` in order, in pieces that are valid until the next one is asked for."""
         entry = self.entries[name]
         buffer = memoryview(bytearray(min(CHUNK, entry.end - entry.start)))
-        with self.path.open("rb", buffering=0) as file:
+        with FileIO(self.path) as file:
             for start in range(entry.start, entry.end, CHUNK):
                 piece = buffer[: min(CHUNK, entry.end - start)]
-                _read_into(file.fileno(), piece, start)
+                _read_into(file, piece, start)
                 yield piece
 
 
@@ -80,12 +80,13 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
 
 
-def _read_into(file: int, target: memoryview, start: int) -> None:
+def _read_into(file: FileIO, target: memoryview, start: int) -> None:
+    file.seek(start)
     done = 0
     while done < len(target):
-        count = os.preadv(file, [target[done:]], start + done)
-        if count == 0:
-            raise BadInput("a safetensors file became shorter while it was read; copy or download it again")
+        count = file.readinto(target[done:])
+        if not count:
+            raise BadInput(f"{file.name}: became shorter while it was read; copy or download it again")
         done += count
 
 
