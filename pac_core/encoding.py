@@ -166,7 +166,7 @@ class Encoder:
 
     @cached_property
     def _has_types(self) -> bool:
-        # Tokenizers of other families make them too (the default of PreTrainedTokenizerFast); GPT-2 would embed them.
+        # A tokenizer may make them for a model that has none; GPT-2 would even add them up with its token embeddings.
         return [stream.name for stream in self.info.streams] == [ENCODER]
 
     def _segment(
