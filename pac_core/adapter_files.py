@@ -74,8 +74,9 @@ class SavedAdapter:
         if trained.get("fingerprint") != info.fingerprint:
             raise BadInput(
                 f"{self.folder}: this adapter was trained on {trained.get('model_type')} "
-                f"'{self.file.base_model_name_or_path}' (fingerprint {trained.get('fingerprint', '?')[:12]}), but the model "
-                f"given is a {info.model_type} with fingerprint {info.fingerprint[:12]}; give the model it was trained on"
+                f"'{self.file.base_model_name_or_path}' (fingerprint {trained.get('fingerprint', '?')[:12]}), but the "
+                f"model given is a {info.model_type} with fingerprint {info.fingerprint[:12]}; "
+                "give the model it was trained on"
             )
 
     def restore(self, module: nn.Module) -> None:
@@ -141,14 +142,17 @@ def read_adapter(folder: Path) -> SavedAdapter:
         hint = f" (peft_type {kind}: an adapter of PEFT, not of PAC)" if kind and "pac_format" not in content else ""
         raise BadInput(f"{path}: not a PAC adapter: {place}: {first['msg']}{hint}") from error
     if file.pac_format != FORMAT:
-        raise BadInput(f"{path}: format {file.pac_format} is not known to this version, which reads {FORMAT}; update pac-core")
+        raise BadInput(
+            f"{path}: format {file.pac_format} is not known to this version, which reads {FORMAT}; update pac-core"
+        )
     return SavedAdapter(folder, file, config, _read_weights(folder / WEIGHTS_NAME))
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
     except FileNotFoundError as error:
         raise BadInput(f"{path}: no such file; the adapter's weights are missing, train or copy it again") from error
     except (SafetensorError, OSError) as error:
         raise BadInput(f"{path}: damaged or cut short ({error}); train or copy it again") from error
+    return tensors

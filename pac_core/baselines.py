@@ -1,7 +1,7 @@
 """What people would use instead, for side-by-side measurements: LoRA through PEFT, and full fine-tuning.
 
-Run as ``python -m pac_core.baselines SETTINGS.json``, in a process of its own so that its peak memory is its own; prints
-one JSON object. It trains on the same examples, batches and schedule as `pac_core.finetune.FineTuner`.
+Run as ``python -m pac_core.baselines SETTINGS.json``, in a process of its own so that its peak memory is its own;
+prints one JSON object. It trains on the same examples, batches and schedule as `pac_core.finetune.FineTuner`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
+from pac_core.backbones import load_backbone
 from pac_core.config import OptimizerConfig
 from pac_core.contracts.backbone import BackboneSource
-from pac_core.backbones import load_backbone
 from pac_core.data import infer_task, read_samples
 from pac_core.encoding import Encoder, load_tokenizer
 from pac_core.errors import BadInput
@@ -75,7 +75,8 @@ class Baseline(nn.Module):
         extra = {} if types is None else {"token_type_ids": types}
         hidden = self.encoder(input_ids=ids, attention_mask=mask.long(), **extra).last_hidden_state
         weights = mask[..., None].to(hidden.dtype)
-        return self.head(self.dropout((hidden * weights).sum(1) / weights.sum(1)))
+        outputs: Tensor = self.head(self.dropout((hidden * weights).sum(1) / weights.sum(1)))
+        return outputs
 
 
 def with_lora(model: nn.Module, targets: Sequence[str] = ("query", "value")) -> nn.Module:
@@ -102,19 +103,23 @@ def run_baseline(settings: BaselineSettings, say: Callable[[str], None] = lambda
     torch.manual_seed(settings.seed)
     model = Baseline(settings.model, settings.method, task.outputs)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW([{"params": trained, "lr": settings.lr, "peak": settings.lr}], weight_decay=0.01, fused=True)
-    numbers = torch.tensor([float(e.target) for e in train]) if task.kind == "regression" else torch.zeros(2)
-    scale = (float(numbers.mean()), float(numbers.std()) or 1.0)
+    optimizer = torch.optim.AdamW(
+        [{"params": trained, "lr": settings.lr, "peak": settings.lr}], weight_decay=0.01, fused=True
+    )
+    numbers = [float(e.target) for e in train if isinstance(e.target, int | float)]
+    scale = (float(np.mean(numbers)), float(np.std(numbers)) or 1.0)
     steps = -(-len(train) // settings.batch_size) * settings.epochs
     rate, step, records = lr_factor(OptimizerConfig(), steps), 0, []
     for epoch in range(1, settings.epochs + 1):
         began, losses = time.perf_counter(), []
         model.train()
-        for indices in length_batches(train, settings.batch_size, generator=np.random.default_rng((settings.seed, epoch))):
+        for indices in length_batches(
+            train, settings.batch_size, generator=np.random.default_rng((settings.seed, epoch))
+        ):
             batch = [train[i] for i in indices]
             loss = _loss(task, model(*_tensors(batch)), batch, scale)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(trained, 1.0)
             set_rates(optimizer, rate(step))
             optimizer.step()
@@ -153,7 +158,9 @@ def _loss(task: Task, outputs: Tensor, batch: Sequence[Example], scale: tuple[fl
 
 
 @torch.no_grad()
-def _evaluate(model: nn.Module, task: Task, examples: Sequence[Example], scale: tuple[float, float]) -> dict[str, float]:
+def _evaluate(
+    model: nn.Module, task: Task, examples: Sequence[Example], scale: tuple[float, float]
+) -> dict[str, float]:
     model.eval()
     found: list[Any] = [None] * len(examples)
     for indices in length_batches(examples, 64):

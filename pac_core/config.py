@@ -123,7 +123,9 @@ class RunConfig(_Part):
         try:
             tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except FileNotFoundError as error:
-            raise BadInput(f"{path}: no such file; give a YAML configuration or the flags --model and --train") from error
+            raise BadInput(
+                f"{path}: no such file; give a YAML configuration or the flags --model and --train"
+            ) from error
         except (OSError, UnicodeDecodeError) as error:
             raise BadInput(f"{path}: cannot be read: {error}") from error
         except yaml.YAMLError as error:

@@ -1,4 +1,4 @@
-"""Errors a user can act on. The command line prints them as one line and exits with 2 (`BadInput`) or 1 (`RunFailed`)."""
+"""Errors a user can act on: the command line prints one line and exits with 2 (`BadInput`) or 1 (`RunFailed`)."""
 
 
 class PacError(Exception):

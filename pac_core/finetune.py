@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +209,9 @@ class FineTuner:
         def on_progress(done: int) -> None:
             self._tell(StepDone(self.config.epochs, "generate", done, len(chosen), None, 0))
 
-        return generated_metrics(model, loaded.encoder, chosen, settings, seed=self.config.seed, on_progress=on_progress)
+        return generated_metrics(
+            model, loaded.encoder, chosen, settings, seed=self.config.seed, on_progress=on_progress
+        )
 
     def _tell(self, event: Event) -> None:
         for observer in self.observers:
@@ -218,7 +220,7 @@ class FineTuner:
 
 
 def watched(metrics: dict[str, float]) -> float | None:
-    """The number by which epochs are compared, larger is better: the mean of the task's metrics, else minus the loss."""
+    """What epochs are compared by, larger is better: the mean of the task's metrics, else minus the loss."""
     if not metrics:
         return None
     scores = [value for name, value in metrics.items() if name in SCORES]

@@ -81,13 +81,12 @@ class Decoding:
         """Last hidden states (rows, tokens, d) and taps (taps, rows, tokens, d) in the side network's dtype."""
         backbone = self.model.backbone
         wanted = self.model.reader.taps.get(stream, ())
-        boundary = backbone.embed(stream, ids, mask, past=past, **context)
-        taps = [boundary["hidden"]]
-        for boundary in backbone.run(stream, 0, backbone.info.stream(stream).layers, boundary, past=past):
-            taps.append(boundary["hidden"])
+        entry = backbone.embed(stream, ids, mask, past=past, **context)
+        after = backbone.run(stream, 0, backbone.info.stream(stream).layers, entry, past=past)
+        taps = [entry["hidden"], *(boundary["hidden"] for boundary in after)]
         dtype = self.model.reader.dtype
         chosen = torch.stack([taps[i] for i in wanted]).to(dtype) if wanted else taps[-1]
-        return boundary["hidden"], chosen
+        return taps[-1], chosen
 
 
 @torch.no_grad()
@@ -174,7 +173,9 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Te
 def _answer_sources(
     model: PacModel, ids: Tensor, mask: Tensor, sampling: Sampling, on_token: Callable[[Tensor], None] | None
 ) -> Tensor:
-    start = torch.full((len(ids), 1), model.backbone.decoder_start(), dtype=torch.long, device=ids.device)
+    first = model.backbone.decoder_start()
+    assert first is not None  # an encoder-decoder model has one
+    start = torch.full((len(ids), 1), first, dtype=torch.long, device=ids.device)
     new = _collect(Decoding(model, ids, mask), start, sampling, on_token)
     return torch.cat([start, new], 1)
 
@@ -195,9 +196,7 @@ def _continue_prompts(
     return torch.cat([ids, answers[:, :longest]], 1)
 
 
-def _collect(
-    decoding: Decoding, ids: Tensor, sampling: Sampling, on_token: Callable[[Tensor], None] | None
-) -> Tensor:
+def _collect(decoding: Decoding, ids: Tensor, sampling: Sampling, on_token: Callable[[Tensor], None] | None) -> Tensor:
     new = []
     for chosen in stream_tokens(decoding, ids, sampling):
         new.append(chosen)

@@ -71,7 +71,8 @@ class PooledHead(nn.Module):
         else:
             u, v = pooled[:, 0], pooled[:, 1]
             features = torch.cat([u, v, (u - v).abs(), u * v], dim=-1)
-        return self.linear(self.dropout(features))
+        outputs: Tensor = self.linear(self.dropout(features))
+        return outputs
 
     def numbers(self, outputs: Tensor) -> Tensor:
         """Regression outputs (rows, 1) in the targets' own unit, (rows,)."""

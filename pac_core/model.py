@@ -28,7 +28,7 @@ from pac_core.taps import TapReader
 
 
 @dataclass
-class PacOutput(ModelOutput):
+class PacOutput(ModelOutput):  # type: ignore[misc]  # transformers has no types
     """What `PacModel.forward` returns.
 
     Attributes:
@@ -129,11 +129,13 @@ class PacModel(nn.Module):
             self.calibrate([taps])
         device = next(self.side.parameters()).device
         moved = {s: Taps(t.values.to(device), t.rows) for s, t in taps.items()}
-        return self.side(moved)
+        hidden: Tensor = self.side(moved)
+        return hidden
 
     def outputs(self, taps: dict[str, Taps]) -> Tensor:
         """Outputs (rows, outputs) of the trainable head."""
-        return self._head(self.hidden(taps), taps[self.side.target].rows)
+        outputs: Tensor = self._head(self.hidden(taps), taps[self.side.target].rows)
+        return outputs
 
     @torch.no_grad()
     def calibrate(self, taps: Sequence[dict[str, Taps]], targets: Tensor | None = None) -> None:
@@ -241,7 +243,7 @@ class PacModel(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves between devices take the backbone along."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.backbone.to(next(self.parameters()).device)
         return self
 

@@ -137,7 +137,9 @@ class Registry:
         if name in EXTRAS:
             parts.append(f"it comes with {EXTRAS[name]}")
         broken = [b for b in self.broken if name in (b.entry_point, b.distribution)] or self.broken
-        parts += [f"plugin '{b.entry_point}' of {b.distribution} {b.version} failed to load ({b.error})" for b in broken]
+        parts += [
+            f"plugin '{b.entry_point}' of {b.distribution} {b.version} failed to load ({b.error})" for b in broken
+        ]
         if self.blocked:
             parts.append("blocked: " + ", ".join(sorted(self.blocked)))
         return "; ".join(parts)

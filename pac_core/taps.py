@@ -193,16 +193,17 @@ def _run(
     """Last hidden states, mask, and the wanted taps of each segment."""
     stream = segments[0].stream
     ids, mask, types = pad_segments(segments, backbone.device)
-    boundary: Boundary = backbone.embed(stream, ids, mask, token_type_ids=types, **encoder)
-    kept = [boundary["hidden"]] if 0 in wanted else []
-    layers = backbone.info.stream(stream).layers
-    for i, boundary in enumerate(backbone.run(stream, 0, layers, boundary), start=1):
+    entry: Boundary = backbone.embed(stream, ids, mask, token_type_ids=types, **encoder)
+    kept = [entry["hidden"]] if 0 in wanted else []
+    last = entry["hidden"]
+    for i, boundary in enumerate(backbone.run(stream, 0, backbone.info.stream(stream).layers, entry), start=1):
+        last = boundary["hidden"]
         if i in wanted:
-            kept.append(boundary["hidden"])
+            kept.append(last)
     if not kept:
-        return boundary["hidden"], mask, []
+        return last, mask, []
     entries = [torch.stack([tap[row, : len(s)] for tap in kept]).cpu() for row, s in enumerate(segments)]
-    return boundary["hidden"], mask, entries
+    return last, mask, entries
 
 
 def _of_stream(example: Example, stream: str) -> list[Segment]:
@@ -215,7 +216,8 @@ def _of_stream(example: Example, stream: str) -> list[Segment]:
 
 def _starts(rows: Sequence[Sequence[Segment]]) -> list[list[int]]:
     """First token of each segment in the ragged tensor."""
-    starts, position = [], 0
+    starts: list[list[int]] = []
+    position = 0
     for row in rows:
         starts.append([])
         for segment in row:

@@ -68,7 +68,7 @@ def compare(model: str, folder: Path, epochs: int) -> dict[str, Any]:
     for path, samples in zip(files.values(), (train, evaluation)):
         path.write_text("".join(json.dumps({"text": s.text, "label": s.label}) + "\n" for s in samples), "utf-8")
     labels = {s.label for s in train}
-    say(f"data: {len(train):,} commands to learn from, {len(evaluation):,} with other phrasings to test, {len(labels)} intents")
+    say(f"data: {len(train):,} commands, {len(evaluation):,} with other phrasings to test, {len(labels)} intents")
     common = ["--model", model, "--train", str(files["train"]), "--eval", str(files["eval"])]
     tune = ["-m", "pac_core.cli", "finetune", *common, "--epochs", str(epochs), "--cache-dir", str(folder / "cache")]
     say("PAC: the backbone runs once, then only the side network trains, from the cache")
@@ -116,7 +116,7 @@ def comparison_table(result: dict[str, Any]) -> Table:
 
 def _later(run: dict[str, Any]) -> float:
     later = [record["seconds"] for record in run["epochs"][1:]]
-    return sum(later) / len(later)
+    return float(sum(later)) / len(later)
 
 
 def _total(run: dict[str, Any]) -> float:

@@ -23,7 +23,9 @@ EPILOG = (
 def finetune(
     config: Annotated[Path | None, typer.Argument(help="YAML configuration; flags override it.")] = None,
     model: Annotated[str | None, typer.Option(help="Folder or hub id of the model.")] = None,
-    train: Annotated[str | None, typer.Option(help="Training data: .jsonl, .csv, .tsv, .json or a data set id.")] = None,
+    train: Annotated[
+        str | None, typer.Option(help="Training data: .jsonl, .csv, .tsv, .json or a data set id.")
+    ] = None,
     eval_file: Annotated[str | None, typer.Option("--eval", help="Evaluation data.")] = None,
     task: Annotated[
         str | None, typer.Option(help="auto, classification, regression, seq2seq or causal-lm [default: auto]")

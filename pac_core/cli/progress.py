@@ -47,7 +47,7 @@ class RunView:
         elif isinstance(event, StepDone) and self._bars:
             self._step(event)
         elif isinstance(event, EpochDone):
-            self.console.print(epoch_line(event))
+            self.console.print(epoch_line(event), soft_wrap=True)
 
     def _step(self, event: StepDone) -> None:
         key = (event.epoch, event.phase)
@@ -86,5 +86,3 @@ def epoch_line(event: EpochDone) -> str:
         f"epoch {record['epoch']} ({record['phase']}): {record['seconds']:.1f} s  loss {record['loss']:.4f}  "
         f"cache hits {record['cache_hits']:,}  backbone ran for {record['backbone_samples']:,}  {scores}"
     )
-
-

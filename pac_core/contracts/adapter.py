@@ -194,7 +194,7 @@ class SideNetwork(nn.Module, ABC):
         """Drop every parameter of ``stream`` but those of side layers first+1..last (tap indices); `enter` goes with
         first = 0, `exit` with last = number of taps - 1. Parameters keep their names, so slices' state dicts add up."""
 
-    def calibrate(self, spread: Tensor) -> None:  # noqa: B027 - many side networks need nothing of it
+    def calibrate(self, spread: Tensor) -> None:
         """Told once before training how much each channel of what h is made for varies, (d,): the deviation of b_L
         over tokens, or over rows for tasks that read a row's mean."""
 

@@ -111,4 +111,6 @@ def open_cache(config: RunConfig, backbone: Backbone, registry: Registry) -> Act
             registry=registry,
         )
     except OSError as error:
-        raise BadInput(f"cache folder {path} cannot be used: {error.strerror or error}; choose another --cache-dir") from error
+        raise BadInput(
+            f"cache folder {path} cannot be used: {error.strerror or error}; choose another --cache-dir"
+        ) from error

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
+import numpy as np
+
 from pac_core.config import RunConfig
 from pac_core.examples import Example
 from pac_core.model import PacModel
@@ -46,7 +48,7 @@ def data_digest(examples: Sequence[Example]) -> str:
         for segment in example.segments:
             digest.update(segment.input_ids.tobytes() + b"|")
         target = example.target
-        digest.update(target.tobytes() if hasattr(target, "tobytes") else repr(target).encode())
+        digest.update(target.tobytes() if isinstance(target, np.ndarray) else repr(target).encode())
     return digest.hexdigest()
 
 

@@ -143,6 +143,9 @@ class Conversation:
         self.messages.append(Message("assistant", shown))
 
     def _sample(self, text: str) -> Sample:
-        if getattr(self.opened.encoder.tokenizer, "chat_template", None) and not self.opened.model.info.is_encoder_decoder:
+        if (
+            getattr(self.opened.encoder.tokenizer, "chat_template", None)
+            and not self.opened.model.info.is_encoder_decoder
+        ):
             return Sample("chat", messages=tuple(self.messages))
         return Sample("chat", prompt=text)

@@ -62,7 +62,9 @@ def train_epoch(trainer: Trainer, progress: Progress) -> Progress:
     began = time.perf_counter() - progress.seconds
     for batch, micro in steps(trainer, batches[progress.step :], cached=model.backbone.released):
         torch.manual_seed(step_seed(config.seed, progress.epoch, progress.step))
-        loss = optimizer_step(trainer, batch, micro, rate(trainer.steps_per_epoch * (progress.epoch - 1) + progress.step))
+        loss = optimizer_step(
+            trainer, batch, micro, rate(trainer.steps_per_epoch * (progress.epoch - 1) + progress.step)
+        )
         done += len(batch)
         progress = replace(
             progress,
@@ -97,7 +99,9 @@ def step_seed(seed: int, epoch: int, step: int) -> int:
 Micro = tuple[list[Example], dict[str, Taps]]
 
 
-def steps(trainer: Trainer, batches: Sequence[list[int]], *, cached: bool) -> Iterator[tuple[list[Example], Iterator[Micro]]]:
+def steps(
+    trainer: Trainer, batches: Sequence[list[int]], *, cached: bool
+) -> Iterator[tuple[list[Example], Iterator[Micro]]]:
     """Each batch with an iterator over its micro-batches and their taps, read ahead where no backbone runs."""
     parts = [[[b[i] for i in piece] for piece in cut(len(b), trainer.config.micro_batch_size)] for b in batches]
     wanted = ([trainer.examples[i] for i in piece] for pieces in parts for piece in pieces)

@@ -14,7 +14,6 @@ from pac_plugins.adapters.layers import CrossAttention, Mlp, SelfAttention, side
 from pac_plugins.adapters.pruning import prune_into
 from pac_plugins.adapters.widths import Widths, side_widths
 
-
 MAX_SEGMENTS = 2
 """Texts that a row may hold."""
 

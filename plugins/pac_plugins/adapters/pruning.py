@@ -55,7 +55,14 @@ def residual_channels(network: ParallelSideNetwork, backbone: Backbone) -> Tenso
 
 def _readers(w: LayerWeights) -> list[Tensor]:
     cross = [w.cross.query] if w.cross else []
-    return [w.attention.query, w.attention.key, w.attention.value, w.up, *cross, *([w.gate] if w.gate is not None else [])]
+    return [
+        w.attention.query,
+        w.attention.key,
+        w.attention.value,
+        w.up,
+        *cross,
+        *([w.gate] if w.gate is not None else []),
+    ]
 
 
 def _writers(w: LayerWeights) -> list[Tensor]:

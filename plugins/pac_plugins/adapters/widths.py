@@ -40,5 +40,7 @@ def side_widths(info: BackboneInfo, config: AdapterConfig) -> Widths:
     heads = config.heads or max(n for n in range(1, max(state // HEAD_WIDTH, 1) + 1) if state % n == 0)
     if state % heads:
         fitting = [n for n in range(1, state + 1) if state % n == 0]
-        raise BadInput(f"{heads} heads do not divide the side width {state}; those that do: {', '.join(map(str, fitting))}")
+        raise BadInput(
+            f"{heads} heads do not divide the side width {state}; those that do: {', '.join(map(str, fitting))}"
+        )
     return Widths(state, info.intermediate_size // k, heads)
