@@ -3,7 +3,8 @@ from __future__ import annotations
 from collections import Counter
 
 from pac_core.data import infer_task
-from pac_core.demo_data import EVAL_PHRASES, SLOTS, TRAIN_PHRASES, eval_samples, phrases, train_samples
+from pac_core.demo_data import eval_samples, phrases, train_samples
+from pac_core.demo_phrases import EVAL_FRAMES, EVAL_PHRASES, OPPOSITES, SLOTS, TRAIN_FRAMES, TRAIN_PHRASES
 
 
 def test_sizes_and_balance():
@@ -38,3 +39,10 @@ def test_every_slot_is_known_and_filled():
     for sample in train_samples() + eval_samples():
         assert not set(sample.text) & set("{}|~\n")
         assert "  " not in sample.text
+
+
+def test_frames_of_opposites_are_held_out_too():
+    assert not set(TRAIN_FRAMES.replace("~", "").split("|")) & set(EVAL_FRAMES.replace("~", "").split("|"))
+    for intent, (_, it, _) in OPPOSITES.items():
+        assert intent in TRAIN_PHRASES
+        assert it.format(**SLOTS)
