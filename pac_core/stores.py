@@ -109,7 +109,7 @@ class CompressingStore(Store):
 
     @abstractmethod
     def decompress(self, value: memoryview, size: int) -> Buffer | None:
-        """The raw form, at most ``size`` bytes; None if ``value`` is damaged. Must not allocate more than ``size``."""
+        """The raw form, ``size`` > 0 bytes; None if ``value`` is damaged. Must not allocate more than ``size``."""
 
     def put_many(self, items: Sequence[tuple[bytes, Buffer]]) -> None:
         known = self.inner.contains_many([key for key, _ in items])
@@ -135,7 +135,7 @@ class CompressingStore(Store):
         body = value[_HEADER.size :]
         if not packed:
             return body if len(body) == size else b""
-        if size > len(body) * self.most_ratio:
+        if not 0 < size <= len(body) * self.most_ratio:
             return b""
         raw = self.decompress(body, size)
         return b"" if raw is None or len(raw) != size else raw

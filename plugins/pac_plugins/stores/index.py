@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pac_plugins.stores.shard import Record, Shard
+from pac_plugins.stores.shard import Record, Shard, scan
 
 
 class Place(NamedTuple):
@@ -66,6 +66,11 @@ class Index:
         else:
             self._places[record.key] = Place(shard, record)
             self.raw_bytes += record.length
+
+    def read_on(self, shard: Shard) -> None:
+        """Note what has been appended to a shard since it was last read."""
+        for record in scan(shard):
+            self.add(shard, record)
 
     def move(self, shard: Shard, record: Record) -> None:
         """Read a key from this new copy from now on; the old one still counts until its shard is lost."""

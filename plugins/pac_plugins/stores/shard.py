@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from pac_core.contracts.store import KEY_BYTES, Buffer
 from pac_core.errors import RunFailed, StoreFull
@@ -59,8 +60,7 @@ class Shard:
         return max(self.end - ALIGN, 0) - self.live
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One record: ``offset`` is where its header starts, ``length`` the bytes of its value."""
 
     key: bytes

@@ -242,6 +242,19 @@ def test_a_folder_that_cannot_be_used_is_bad_input(tmp_path: Path) -> None:
         open_store("disk")
 
 
+def test_compacting_leaves_nothing_dead_and_few_shards(tmp_path: Path) -> None:
+    with make(tmp_path, shard_bytes=32 * KIB) as store:
+        put(store, *range(100), size=3 * KIB)
+        store.delete_many([key_of(n) for n in range(100) if n % 5])
+        before = store.details()
+        freed = store.compact()
+        after = store.details()
+        assert after["dead_bytes"] == 0
+        assert before["file_bytes"] - after["file_bytes"] == freed
+        assert after["shards"] <= 3
+        assert holds(store, *range(0, 100, 5), size=3 * KIB)
+
+
 # several processes
 
 
