@@ -72,15 +72,16 @@ class BackboneSuite(BackboneLife):
             assert differing_taps(own, self.reference(model, batch, side), batch) == []
 
     def test_token_ids_of_padding_do_not_matter(self, model: Any, live: Backbone) -> None:
-        batch = make_batch(model, [5, 11], [4, 9], "right", 3)
-        other = Batch(
-            batch.ids.masked_fill(~batch.mask, 7),
-            batch.mask,
-            None if batch.decoder_ids is None else batch.decoder_ids.masked_fill(~batch.of(DECODER)[1], 7),
-            batch.decoder_mask,
-        )
-        expected = backbone_taps([live], [whole(live)], batch)
-        assert differing_taps(backbone_taps([live], [whole(live)], other), expected, batch) == []
+        for side in self.padding_sides:
+            batch = make_batch(model, [5, 11], [4, 9], side, 3)
+            other = Batch(
+                batch.ids.masked_fill(~batch.mask, 7),
+                batch.mask,
+                None if batch.decoder_ids is None else batch.decoder_ids.masked_fill(~batch.of(DECODER)[1], 7),
+                batch.decoder_mask,
+            )
+            expected = backbone_taps([live], [whole(live)], batch)
+            assert differing_taps(backbone_taps([live], [whole(live)], other), expected, batch) == []
 
     def test_a_row_gives_the_same_taps_wherever_its_padding_is(self, model: Any, live: Backbone) -> None:
         right = make_batch(model, [5, 11], [4, 9], "right", 4)
@@ -110,7 +111,13 @@ class BackboneSuite(BackboneLife):
                 scale = torch.ones((), requires_grad=True)
                 (gradient,) = torch.autograd.grad((tap * scale).sum(), scale)
                 assert gradient.isfinite()
-        assert torch.is_grad_enabled()
+        stream = live.info.streams[0].name
+        ids = torch.full((1, 3), 7)
+        boundary = live.embed(stream, ids, ids.bool())
+        boundary["hidden"] = boundary["hidden"].clone().requires_grad_()
+        for after in live.run(stream, 0, 1, boundary):
+            assert torch.is_grad_enabled()
+            assert not after["hidden"].requires_grad
 
     def test_a_model_in_memory_is_frozen_and_dropout_is_off(self, model: Any) -> None:
         model.train().requires_grad_(True)

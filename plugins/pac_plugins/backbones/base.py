@@ -129,8 +129,8 @@ class TransformersBackbone(Backbone):
     def head(self, hidden: Tensor) -> Tensor:
         if self._head is None:
             raise BadInput(self._no_head())
-        weight, bias = self._head
-        logits = linear(self._scale_logits(hidden), weight)
+        module, bias = self._head
+        logits = linear(self._scale_logits(hidden), module.weight)
         return logits if bias is None else logits + bias
 
     def decoder_start(self) -> int | None:
@@ -171,7 +171,8 @@ class TransformersBackbone(Backbone):
     def to(self, device: torch.device | str) -> TransformersBackbone:
         self._device = torch.device(device)
         if self._head is not None:
-            self._head = self._move_head(device)
+            module, bias = self._head
+            self._head = module.to(device), None if bias is None else bias.to(device)
         for module in (*self._kept.values(), *filter(None, [self._base])):
             module.to(device)
         return self
@@ -181,15 +182,6 @@ class TransformersBackbone(Backbone):
         return self._device
 
     # Helpers.
-
-    def _move_head(self, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
-        weight, bias = self._head
-        if isinstance(weight, nn.Parameter):
-            # in place, as Module.to does, so that a head tied to the embeddings stays one tensor
-            weight.data = weight.data.to(device)
-        else:
-            weight = weight.to(device)
-        return weight, None if bias is None else bias.to(device)
 
     def _streams(self) -> tuple[Stream, ...]:
         layouts = self.family.streams

@@ -31,7 +31,8 @@ class Held:
         ranges: the layers held.
         layers: per stream the modules of those layers.
         kept: the modules that ``family.kept`` names.
-        head: weight (vocabulary, d) and bias of the language-model head, None where it is not held or does not exist.
+        head: module with the weight (vocabulary, d) of the language-model head, and its bias; None where it is not held
+            or does not exist.
         has_head: whether the model has such a head at all.
         dtype: dtype of the weights.
         fingerprint: see `fingerprint.combine`.
@@ -42,7 +43,7 @@ class Held:
     ranges: Ranges
     layers: dict[str, list[nn.Module]]
     kept: dict[str, Any]
-    head: tuple[Tensor, Tensor | None] | None
+    head: tuple[nn.Module, Tensor | None] | None
     has_head: bool
     dtype: torch.dtype
     fingerprint: str
@@ -80,13 +81,23 @@ def _wrap(source: BackboneSource, family: Family) -> Held:
     return Held(base, config, ranges, layers, kept, head, head is not None, dtype, fingerprint)
 
 
-def _live_head(model: Any, base: Any, family: Family) -> tuple[Tensor, Tensor | None] | None:
+def _live_head(model: Any, base: Any, family: Family) -> tuple[nn.Module, Tensor | None] | None:
     if not family.head:
         return None
-    linear = getattr(model, "lm_head", None)
-    if linear is not None:
-        return linear.weight, getattr(model, HEAD_BIAS, None)
-    return (base.get_parameter(family.embedding), None) if model.config.tie_word_embeddings else None
+    module = getattr(model, "lm_head", None)
+    if module is not None:
+        return module, getattr(model, HEAD_BIAS, None)
+    return (_embedding(base, family), None) if model.config.tie_word_embeddings else None
+
+
+def _embedding(base: Any, family: Family) -> nn.Module:
+    return base.get_submodule(family.embedding.rpartition(".")[0])
+
+
+def _linear(weight: Tensor) -> nn.Module:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    return linear
 
 
 def _load(source: BackboneSource, family: Family) -> Held:
@@ -169,24 +180,19 @@ class _Reader:
         base.load_state_dict(tensors, strict=False, assign=True)
         return {name: digest for name, (_, digest) in zip(names, results)}
 
-    def head(self, base: Any, ranges: Ranges) -> tuple[Tensor, Tensor | None] | None:
+    def head(self, base: Any, ranges: Ranges) -> tuple[nn.Module, Tensor | None] | None:
         """Weight and bias of the language-model head where ``ranges`` reaches the last layer, shared if it is tied."""
         stream = list(self._family.streams)[-1]
         if not self.has_head or ranges.get(stream, (0, 0))[1] != self._family.ranges(self._config)[stream][1]:
             return None
-        embedding = base.get_parameter(self._family.embedding) if self._holds_embedding(base) else None
-        return self._head_weight(embedding), self._head_bias()
+        return self._head_module(_embedding(base, self._family)), self._head_bias()
 
-    def _holds_embedding(self, base: Any) -> bool:
-        module, _, attribute = self._family.embedding.rpartition(".")
-        return getattr(base.get_submodule(module), attribute) is not None
-
-    def _head_weight(self, embedding: Tensor | None) -> Tensor:
-        if self._head is None:
-            return embedding if embedding is not None else self._read(self._stored(self._family.embedding))
-        weight = self._read(self._head)
-        same = self._tied and embedding is not None and torch.equal(weight, embedding)
-        return embedding if same else weight
+    def _head_module(self, embedding: Any) -> nn.Module:
+        if self._head is None and embedding.weight is not None:
+            return embedding
+        weight = self._read(self._head or self._stored(self._family.embedding))
+        same = self._tied and embedding.weight is not None and torch.equal(weight, embedding.weight)
+        return embedding if same else _linear(weight)
 
     def _head_bias(self) -> Tensor | None:
         stored = self._checkpoint.stored_name([HEAD_BIAS])

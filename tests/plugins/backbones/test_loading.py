@@ -185,13 +185,13 @@ def _renamed(name: str, names: dict[str, str]) -> str:
 def test_a_tied_head_shares_memory_with_the_embeddings(tmp_path: Path) -> None:
     hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=4)).save_pretrained(tmp_path)
     tied = load(tmp_path)
-    assert tied._head[0] is tied._base.wte.weight
+    assert tied._head[0].weight is tied._base.wte.weight
     rewrite(tmp_path, lambda t: {**t, "lm_head.weight": t["transformer.wte.weight"].clone()})
     both = load(tmp_path)
-    assert both._head[0] is both._base.wte.weight
+    assert both._head[0].weight is both._base.wte.weight
     rewrite(tmp_path, lambda t: {**t, "lm_head.weight": t["transformer.wte.weight"] + 1})
     untied = load(tmp_path)
-    assert torch.equal(untied._head[0], untied._base.wte.weight + 1)
+    assert torch.equal(untied._head[0].weight, untied._base.wte.weight + 1)
 
 
 def test_a_changed_checkpoint_has_another_fingerprint(folder: Path) -> None:

@@ -137,7 +137,7 @@ def test_t5_scales_the_hidden_states_before_a_tied_head_only(scaled: bool) -> No
     config = hf.T5Config(**T5, num_layers=2, **({} if scaled else {"tie_word_embeddings": False}))
     backbone = load(hf.T5ForConditionalGeneration(config))
     hidden = torch.randn(2, 32)
-    plain = hidden @ backbone._head[0].T
+    plain = hidden @ backbone._head[0].weight.T
     torch.testing.assert_close(backbone.head(hidden), plain * 32**-0.5 if scaled else plain)
 
 
@@ -186,6 +186,21 @@ def test_eager_attention_gives_the_models_bits_too_and_another_fingerprint(name:
     )
     assert differing_taps(backbone_taps([backbone], [whole(backbone)], batch), reference, batch) == []
     assert backbone.info.fingerprint != load(sdpa).info.fingerprint
+
+
+def test_a_bare_model_in_memory_has_a_head_if_its_embeddings_are_tied() -> None:
+    hidden = torch.randn(2, 32)
+    tied = hf.LlamaModel(hf.LlamaConfig(**SMALL, tie_word_embeddings=True))
+    assert torch.equal(load(tied).head(hidden), hidden @ tied.embed_tokens.weight.T)
+    with pytest.raises(BadInput, match="no language-model head"):
+        load(hf.LlamaModel(hf.LlamaConfig(**SMALL))).head(hidden)
+
+
+def test_the_head_of_a_model_in_memory_moves_with_the_backbone() -> None:
+    model = hf.LlamaForCausalLM(hf.LlamaConfig(**SMALL))
+    backbone = load(model).to("meta")
+    assert backbone.head(torch.zeros(2, 32, device="meta")).is_meta
+    assert model.lm_head.weight.is_meta
 
 
 def test_heads_are_not_part_of_the_fingerprint() -> None:
