@@ -41,7 +41,7 @@ class OptimizerConfig(_Part):
     lr: float = Field(default=2e-3, gt=0)
     """Peak learning rate of the side network."""
     head_lr: float | None = Field(default=None, gt=0)
-    """Peak learning rate of a classification or regression head; a tenth of lr if left out."""
+    """Peak learning rate of a classification or regression head; lr if left out, a tenth of it for pairs read apart."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Decay of matrices; norms, gates and biases have none."""
     warmup: float = Field(default=0.1, ge=0, lt=1)

@@ -12,7 +12,8 @@ from pac_core.contracts.adapter import Rows
 class PooledHead(nn.Module):
     """Mean over each text's tokens, standardised, then a linear layer.
 
-    A row of two texts gives ``[u, v, |u - v|, u * v]`` of their means u and v. Features are standardised with the
+    A row of two texts gives ``[u, v, |u - v|, u * v]`` of their means u and v, and beside that linear layer a second one
+    reads the frozen `pac_core.alignment.match_statistics`, standardised. Features are standardised with the
     mean and deviation of the frozen backbone's means over the training data (see `calibrate`): the frozen features of
     a pretrained encoder lie in a narrow cone, which a linear layer learns slowly. Regression targets are standardised
     likewise.
@@ -21,6 +22,7 @@ class PooledHead(nn.Module):
         width: d.
         outputs: classes, or 1 for regression.
         texts: texts in a row, 1 or 2.
+        statistics: number of match statistics of a row, 0 with one text.
         dropout: probability on the features.
     """
 
@@ -28,14 +30,21 @@ class PooledHead(nn.Module):
     deviation: Tensor
     target_mean: Tensor
     target_deviation: Tensor
+    match_mean: Tensor
+    match_deviation: Tensor
 
-    def __init__(self, width: int, outputs: int, texts: int = 1, dropout: float = 0.1) -> None:
+    def __init__(self, width: int, outputs: int, texts: int = 1, statistics: int = 0, dropout: float = 0.1) -> None:
         super().__init__()
         self.texts = texts
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(width * (1 if texts == 1 else 4), outputs)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
+        self.match = nn.Linear(statistics, outputs, bias=False) if statistics else None
+        if self.match is not None:
+            nn.init.zeros_(self.match.weight)
+            self.register_buffer("match_mean", torch.zeros(statistics))
+            self.register_buffer("match_deviation", torch.ones(statistics))
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("deviation", torch.ones(width))
         self.register_buffer("target_mean", torch.zeros(()))
@@ -52,19 +61,22 @@ class PooledHead(nn.Module):
         return (total / count[:, None]).view(len(rows.lengths), self.texts, -1)
 
     @torch.no_grad()
-    def calibrate(self, pooled: Tensor, targets: Tensor | None = None) -> None:
-        """Set the standardisation from means (samples, texts, d) of frozen hidden states and, for regression, targets
-        (samples,). Needs two samples or more to have an effect."""
+    def calibrate(self, pooled: Tensor, statistics: Tensor | None = None, targets: Tensor | None = None) -> None:
+        """Set the standardisation from means (samples, texts, d) of frozen hidden states, match statistics (samples,
+        statistics) and, for regression, targets (samples,). Needs two samples or more to have an effect."""
         flat = pooled.flatten(0, 1)
         if len(flat) > 1:
             self.mean.copy_(flat.mean(0))
             self.deviation.copy_(flat.std(0).clamp(min=1e-4))
+        if statistics is not None and len(statistics) > 1:
+            self.match_mean.copy_(statistics.mean(0))
+            self.match_deviation.copy_(statistics.std(0) + 1e-3)
         if targets is not None and len(targets) > 1:
             self.target_mean.copy_(targets.mean())
             self.target_deviation.copy_(targets.std().clamp(min=1e-4))
 
-    def forward(self, hidden: Tensor, rows: Rows) -> Tensor:
-        """Outputs (rows, outputs): logits, or standardised numbers, of hidden (tokens, d)."""
+    def forward(self, hidden: Tensor, rows: Rows, statistics: Tensor | None = None) -> Tensor:
+        """Outputs (rows, outputs): logits, or standardised numbers, of hidden (tokens, d) and match statistics."""
         pooled = (self.pool(hidden, rows) - self.mean) / self.deviation
         if self.texts == 1:
             features = pooled[:, 0]
@@ -72,7 +84,11 @@ class PooledHead(nn.Module):
             u, v = pooled[:, 0], pooled[:, 1]
             features = torch.cat([u, v, (u - v).abs(), u * v], dim=-1)
         outputs: Tensor = self.linear(self.dropout(features))
-        return outputs
+        if self.match is None or statistics is None:
+            return outputs
+        scaled = (statistics - self.match_mean) / self.match_deviation
+        matched: Tensor = self.match(self.dropout(scaled.clamp(-4, 4)))
+        return outputs + matched
 
     def numbers(self, outputs: Tensor) -> Tensor:
         """Regression outputs (rows, 1) in the targets' own unit, (rows,)."""

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
 from pac_core.adapter_files import SavedAdapter, read_adapter, write_adapter
+from pac_core.alignment import match_statistics, statistics_width
 from pac_core.backbones import load_backbone
 from pac_core.cache import ActivationCache
 from pac_core.contracts.adapter import AdapterConfig, ParallelAdapterConfig, SideNetwork, Taps
@@ -69,14 +70,16 @@ class PacModel(nn.Module):
         self.task = task
         self.model_name = model_name
         self.info: BackboneInfo = backbone.info
-        texts = 2 if task.apart else 1
-        self.head = None if task.generates else PooledHead(self.info.hidden_size, task.outputs, texts)
+        taps = {s: tap_indices(self.info.stream(s).layers, side.config.tap_every) for s in side.reads}
+        self.head: PooledHead | None = None
+        if not task.generates:
+            statistics = statistics_width(len(taps[side.target])) if task.apart else 0
+            self.head = PooledHead(self.info.hidden_size, task.outputs, 2 if task.apart else 1, statistics)
         if self.head is not None and self.info.dtype == torch.float64:
             self.head.double()
         self.calibrated: Tensor
         self.register_buffer("calibrated", torch.zeros((), dtype=torch.bool))
         self._held = {"backbone": backbone}  # a dict, so that nn.Module does not register the backbone
-        taps = {s: tap_indices(self.info.stream(s).layers, side.config.tap_every) for s in side.reads}
         bound = None if cache is None else cache.bind(self.info, taps, model=model_name)
         self.reader = TapReader(backbone, bound, taps)
 
@@ -134,8 +137,16 @@ class PacModel(nn.Module):
 
     def outputs(self, taps: dict[str, Taps]) -> Tensor:
         """Outputs (rows, outputs) of the trainable head."""
-        outputs: Tensor = self._head(self.hidden(taps), taps[self.side.target].rows)
+        last = taps[self.side.target]
+        statistics = self._statistics(last)
+        outputs: Tensor = self._head(self.hidden(taps), last.rows, statistics)
         return outputs
+
+    def _statistics(self, taps: Taps) -> Tensor | None:
+        if not self.task.apart:
+            return None
+        device = self._head.linear.weight.device
+        return match_statistics(taps.values.to(device), taps.rows)
 
     @torch.no_grad()
     def calibrate(self, taps: Sequence[dict[str, Taps]], targets: Tensor | None = None) -> None:
@@ -148,7 +159,9 @@ class PacModel(nn.Module):
             frozen = torch.cat([t.values[-1] for t in last])
         else:
             pooled = torch.cat([self.head.pool(t.values[-1], t.rows) for t in last])
-            self.head.calibrate(pooled, targets)
+            found = [self._statistics(t) for t in last]
+            statistics = torch.cat([s for s in found if s is not None]) if self.task.apart else None
+            self.head.calibrate(pooled, statistics, targets)
             frozen = pooled.flatten(0, 1)
         if len(frozen) > 1:
             self.side.calibrate(frozen.std(0).clamp(min=1e-4))

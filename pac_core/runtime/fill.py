@@ -52,7 +52,7 @@ def calibrate(model: PacModel, examples: Sequence[Example]) -> None:
     taps = []
     for start in range(0, len(chosen), 64):
         found = model.reader.read(chosen[start : start + 64])[last]
-        taps.append({last: Taps(found.values[-1:].clone(), found.rows)})
+        taps.append({last: Taps(found.values if model.task.apart else found.values[-1:].clone(), found.rows)})
     targets = None
     if model.task.kind == "regression":
         targets = torch.tensor([float(e.target) for e in examples if isinstance(e.target, int | float)])

@@ -15,9 +15,13 @@ from pac_core.model import PacModel
 
 
 def make_optimizer(model: PacModel, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters: matrices decay, vectors do not, the head has its own rate."""
-    head = set() if model.head is None else {id(p) for p in model.head.parameters()}
-    head_lr = config.lr / 10 if config.head_lr is None else config.head_lr
+    """AdamW over the trainable parameters: matrices decay, vectors do not, the d-wide head has its own rate.
+
+    The products and differences of a pair's features let a head overfit, so it learns ten times slower by default.
+    """
+    head = set() if model.head is None else {id(p) for p in model.head.linear.parameters()}
+    default = config.lr / 10 if model.task.apart else config.lr
+    head_lr = default if config.head_lr is None else config.head_lr
     groups = []
     for is_head, lr in ((False, config.lr), (True, head_lr)):
         mine = [p for p in model.parameters() if p.requires_grad and (id(p) in head) == is_head]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pac_core.alignment import alignment
 from pac_core.contracts.adapter import AdapterConfig, Memory, Rows, SideNetwork
 from pac_core.contracts.backbone import DECODER, ENCODER, Backbone, BackboneInfo, Stream, tap_indices
 from pac_plugins.adapters.layers import CrossAttention, Mlp, SelfAttention, side_norm
@@ -43,7 +44,7 @@ class SideLayer(nn.Module):
 
     def forward(self, b_i: Tensor, state: Tensor, rows: Rows, memory: Memory | None, past: Any) -> Tensor:
         """b_i (tokens, d), state (rows, width, r) to (rows, width, r)."""
-        x = torch.lerp(state, rows.pad(self.read(b_i)), self.gate.sigmoid())
+        x = torch.lerp(state, rows.pad(self.read(b_i, rows)), self.gate.sigmoid())
         x = self.attention_norm(x + self._drop(self.attention(x, rows, past)))
         if self.cross is not None:
             assert memory is not None
@@ -55,15 +56,17 @@ class SideLayer(nn.Module):
 
 
 class TapRead(nn.Module):
-    """Down-projection of a tap, then a norm: (tokens, d) to (tokens, r)."""
+    """Down-projection of a tap, then a norm: (tokens, d) to (tokens, r); rows of two texts add their `alignment`."""
 
     def __init__(self, info: BackboneInfo, width: int) -> None:
         super().__init__()
         self.down = nn.Linear(info.hidden_size, width)
         self.norm = side_norm(info, width)
+        self.match = nn.Parameter(torch.randn(width) * 0.1)
 
-    def forward(self, b_i: Tensor) -> Tensor:
-        return self.norm(self.down(b_i))
+    def forward(self, b_i: Tensor, rows: Rows) -> Tensor:
+        read = self.norm(self.down(b_i))
+        return read if rows.segments is None else read + (alignment(b_i, rows)[:, None] * 4 - 2) * self.match
 
 
 class SideExit(nn.Module):
@@ -116,7 +119,7 @@ class ParallelSideNetwork(SideNetwork):
 
     def enter(self, stream: str, b_0: Tensor, rows: Rows) -> Tensor:
         side = self.streams[stream]
-        read = side.enter(b_0)
+        read = side.enter(b_0, rows)
         if rows.segments is not None:
             read = read + side.segments(rows.segments.to(read.device))
         return rows.pad(read)
