@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from pac_core.adapter_files import write_adapter
 from pac_core.config import RunConfig
+from pac_core.contracts.backbone import Backbone
 from pac_core.errors import BadInput
 from pac_core.events import CheckpointSaved, EpochDone, Event, RunFinished, RunStarted, StepDone
 from pac_core.files import check_writable, write_json, write_tensors
@@ -47,7 +48,8 @@ class FineTuner:
     Args:
         config: the run.
         registry: the plugins; by default all that are installed.
-        observers: called with each `pac_core.events.Event`, as the ``pac_observe`` hooks are.
+        observers: called with each `pac_core.events.Event`, as the ``pac_observe`` hooks are: one that fails is
+            reported and left out.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class FineTuner:
     ) -> None:
         self.config = config
         self.registry = registry or Registry()
-        self.observers = observers
+        self.observers = list(observers)
         self.checkpoint = config.output / "checkpoint"
 
     def run(self) -> RunResult:
@@ -70,11 +72,15 @@ class FineTuner:
         check_writable(self.config.output)
         loaded = load(self.config, self.registry)
         plan = single_plan(self.config, loaded.model)
-        self._tell(RunStarted(self.config.plain(), loaded.model.trainable()))
-        with StopFlag() as stop:
-            filled = self._fill(loaded, stop)
-            progress = self._train(loaded, filled, stop)
-        return self._finish(loaded, progress, plan)
+        loaded.model.reader.reopen = self._open_backbone
+        try:
+            self._tell(RunStarted(self.config.plain(), loaded.model.trainable()))
+            with StopFlag() as stop:
+                filled = self._fill(loaded, stop)
+                progress = self._train(loaded, filled, stop)
+            return self._finish(loaded, progress, plan)
+        finally:
+            loaded.model.reader.close()
 
     def _fill(self, loaded: Loaded, stop: StopFlag) -> Filled:
         """Run the backbone ahead of training, unless epoch 1 is to do so as it goes."""
@@ -102,6 +108,7 @@ class FineTuner:
             progress = load_checkpoint(trainer.checkpoint, trainer.model, trainer.optimizer, trainer.identity)
         else:
             best.unlink(missing_ok=True)
+            trainer.checkpoint.unlink(missing_ok=True)  # of an older run, which this one is not to be resumed from
             before = self._evaluate(loaded, 0) if loaded.eval else None
             progress = Progress(seconds=filled.seconds, backbone_samples=filled.backbone_samples, before=before)
         while progress.epoch <= self.config.epochs and not self._out_of_patience(progress):
@@ -179,8 +186,6 @@ class FineTuner:
         metrics = run_metrics(loaded, progress, plan, final)
         write_json(output / "plan.json", plan)
         write_json(output / "metrics.json", metrics)
-        assert model.reader.cache is not None
-        model.reader.cache.close()
         self._tell(RunFinished(metrics))
         return RunResult(output, metrics, model)
 
@@ -203,7 +208,7 @@ class FineTuner:
         """Scores of generated answers; the backbone is loaded again for them."""
         model, settings = loaded.model, self.config.generation
         if model.backbone.released:
-            model.replace_backbone(open_backbone(self.config.model, self.config.dtype, self.registry))
+            model.replace_backbone(self._open_backbone())
         chosen = loaded.eval_samples[: settings.eval_samples]
 
         def on_progress(done: int) -> None:
@@ -213,9 +218,16 @@ class FineTuner:
             model, loaded.encoder, chosen, settings, seed=self.config.seed, on_progress=on_progress
         )
 
+    def _open_backbone(self) -> Backbone:
+        return open_backbone(self.config.model, self.config.dtype, self.registry)
+
     def _tell(self, event: Event) -> None:
-        for observer in self.observers:
-            observer(event)
+        for observer in list(self.observers):
+            try:
+                observer(event)
+            except Exception:  # a stranger's code may fail in any way
+                self.observers.remove(observer)
+                log.exception("observer %r failed and is left out", observer)
         self.registry.tell(event)
 
 

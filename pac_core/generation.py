@@ -106,10 +106,12 @@ def generate(
     """Token ids of the answers, greedy unless ``temperature`` is above 0.
 
     Args:
-        model: a model whose task generates, its backbone not released.
+        model: a model whose task generates.
         input_ids: (rows, tokens) int64 prompts, padding on either side.
         attention_mask: (rows, tokens), 1 for real tokens.
-        eos_token_id, pad_token_id: the configuration's if left out.
+        max_new_tokens: most tokens to add; fewer where the backbone takes no longer sequences.
+        eos_token_id: what ends a row; the configuration's if left out.
+        pad_token_id: what stands behind the end of a row; the configuration's if left out, else an end token.
         on_token: called with (rows,) new ids after each step, for streaming; rows of different prompt lengths are
             decoded in groups of one length, each calling it on its own.
 
@@ -118,15 +120,16 @@ def generate(
         encoder-decoder models give the start token and answers (rows, 1 + new), padded behind the end of each row.
 
     Raises:
-        BadInput: the task does not generate.
+        BadInput: the task does not generate, or a prompt is longer than the backbone takes.
+        RunFailed: the backbone has been released.
     """
     if not model.task.generates:
         raise BadInput(f"task {model.task.kind} gives no text; use the logits of model(...)")
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     mask = mask.bool()
-    sampling = Sampling(
-        max_new_tokens, temperature, top_p, _eos(model.config, eos_token_id), _pad(model.config, pad_token_id), seed
-    )
+    model.reader.need_backbone("text is to be generated")
+    eos = _eos(model.config, eos_token_id)
+    sampling = Sampling(max_new_tokens, temperature, top_p, eos, _pad(model.config, pad_token_id, eos), seed)
     was_training = model.training
     model.eval()
     try:
@@ -141,7 +144,15 @@ def stream_tokens(decoding: Decoding, ids: Tensor, sampling: Sampling) -> Iterat
     """New token ids (rows,) one step after another, until every row has ended or the limit is reached.
 
     ``ids`` (rows, tokens) is fed first. A row that has ended yields the pad id.
+
+    Raises:
+        BadInput: ``ids`` are more than the backbone takes.
     """
+    limit = sampling.max_new_tokens
+    if (most := decoding.model.info.max_tokens) is not None:
+        limit = min(limit, most - ids.shape[1] + 1)  # the last token is not fed
+        if limit < 1:
+            raise BadInput(f"the prompt has {ids.shape[1]} tokens, but the model takes {most}; shorten it")
     generator = torch.Generator(ids.device)
     if sampling.seed is None:
         generator.seed()
@@ -149,7 +160,7 @@ def stream_tokens(decoding: Decoding, ids: Tensor, sampling: Sampling) -> Iterat
         generator.manual_seed(sampling.seed)
     eos = torch.tensor(sampling.eos, dtype=torch.long, device=ids.device)
     ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    for _ in range(sampling.max_new_tokens):
+    for _ in range(limit):
         chosen = choose(decoding.step(ids), sampling, generator).masked_fill(ended, sampling.pad)
         yield chosen
         ended = ended | torch.isin(chosen, eos)
@@ -212,6 +223,7 @@ def _eos(config: Any, given: int | Sequence[int] | None) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(value)
 
 
-def _pad(config: Any, given: int | None) -> int:
+def _pad(config: Any, given: int | None, eos: tuple[int, ...]) -> int:
+    """Without a padding token an end token: any other would be read as text."""
     value = getattr(config, "pad_token_id", None) if given is None else given
-    return 0 if value is None else int(value)
+    return (eos[0] if eos else 0) if value is None else int(value)

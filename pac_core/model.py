@@ -18,7 +18,7 @@ from pac_core.adapter_files import SavedAdapter, read_adapter, write_adapter
 from pac_core.alignment import match_statistics, statistics_width
 from pac_core.backbones import load_backbone
 from pac_core.cache import ActivationCache
-from pac_core.contracts.adapter import AdapterConfig, ParallelAdapterConfig, SideNetwork, Taps
+from pac_core.contracts.adapter import AdapterConfig, ParallelAdapterConfig, Rows, SideNetwork, Taps
 from pac_core.contracts.backbone import DECODER, ENCODER, Backbone, BackboneInfo, BackboneSource, tap_indices
 from pac_core.errors import BadInput
 from pac_core.examples import IGNORE, Example, Task
@@ -35,7 +35,8 @@ class PacOutput(ModelOutput):  # type: ignore[misc]  # transformers has no types
     Attributes:
         loss: () mean loss of the batch, None without labels.
         logits: (rows, classes) or (rows,) for the pooled tasks; (rows, tokens, vocabulary) for language modelling,
-            right-padded with zeros, and only in evaluation mode or without labels, since training does not need them.
+            at the places of ``input_ids`` (of the decoder's tokens), zeros at padding, and only in evaluation mode or
+            without labels, since training does not need them.
     """
 
     loss: Tensor | None = None
@@ -79,14 +80,13 @@ class PacModel(nn.Module):
             self.head.double()
         self.calibrated: Tensor
         self.register_buffer("calibrated", torch.zeros((), dtype=torch.bool))
-        self._held = {"backbone": backbone}  # a dict, so that nn.Module does not register the backbone
         bound = None if cache is None else cache.bind(self.info, taps, model=model_name)
         self.reader = TapReader(backbone, bound, taps)
 
     @property
     def backbone(self) -> Backbone:
         """The frozen backbone, never among the module's parameters."""
-        return self._held["backbone"]
+        return self.reader.backbone
 
     @property
     def config(self) -> Any:
@@ -124,7 +124,14 @@ class PacModel(nn.Module):
         loss = None if labels is None else self._token_loss(batch, hidden)
         if self.training and loss is not None:
             return PacOutput(loss=loss)
-        return PacOutput(loss=loss, logits=taps[self.side.target].rows.pad(self.backbone.head(hidden)))
+        logits = self.backbone.head(hidden)
+        if self.info.is_encoder_decoder:
+            places = decoder_places(taps[DECODER].rows, labels if decoder_input_ids is None else decoder_input_ids)
+        else:
+            places = torch.ones_like(input_ids).bool() if attention_mask is None else attention_mask.bool()
+        whole = logits.new_zeros(*places.shape, logits.shape[-1])
+        whole[places.to(logits.device)] = logits
+        return PacOutput(loss=loss, logits=whole)
 
     def hidden(self, taps: dict[str, Taps]) -> Tensor:
         """Last hidden states (tokens, d) of the target stream: the backbone's plus what the side network adds."""
@@ -197,9 +204,7 @@ class PacModel(nn.Module):
         Raises:
             BadInput: it is not the same backbone.
         """
-        if backbone.info.fingerprint != self.info.fingerprint:
-            raise BadInput("the backbone's weights have changed since training began; train again on the new ones")
-        self._held["backbone"] = self.reader.backbone = backbone
+        self.reader.replace_backbone(backbone)
 
     def print_trainable_parameters(self) -> None:
         """Print how many parameters train."""
@@ -264,8 +269,8 @@ class PacModel(nn.Module):
         """A copy that shares the frozen backbone and the cache."""
         copied = self.__class__.__new__(self.__class__)
         memo[id(self)] = copied
-        shared = {"_held": self._held, "reader": self.reader}
-        copied.__dict__ = {k: shared.get(k) or copy.deepcopy(v, memo) for k, v in self.__dict__.items()}
+        memo[id(self.reader)] = self.reader
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
         return copied
 
 
@@ -302,6 +307,13 @@ def _backbone_of(base_model: Any, registry: Registry) -> tuple[Backbone, str]:
     if isinstance(base_model, (str, Path)):
         return load_backbone(BackboneSource(path=base_model), registry), str(base_model)
     return load_backbone(BackboneSource(model=base_model), registry), str(getattr(base_model, "name_or_path", ""))
+
+
+def decoder_places(rows: Rows, given: Tensor | None) -> Tensor:
+    """(rows, width) bool, True where ``given`` labels or decoder ids (rows, width) hold a token that was fed."""
+    assert given is not None
+    lengths = torch.tensor(rows.lengths, device=given.device)
+    return torch.arange(given.shape[1], device=given.device)[None] < lengths[:, None]
 
 
 def target_stream(info: BackboneInfo, task: Task) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from pac_core.cache import BoundCache
 from pac_core.contracts.adapter import Rows, Taps
 from pac_core.contracts.backbone import DECODER, ENCODER, Backbone, Boundary
+from pac_core.errors import BadInput, RunFailed
 from pac_core.examples import Example, Segment
 
 Segments = dict[str, list[list[Segment]]]
@@ -30,10 +31,14 @@ class TapReader:
     """Reads the taps of examples, running the backbone only for what the cache does not have.
 
     Args:
-        backbone: None once it has been dropped; a missing entry is then an error.
+        backbone: runs what is missing; it may have been released.
         cache: where entries are looked up and written; None runs the backbone every time.
         taps: tap indices of each stream that is read, the target stream last.
         tokens_per_pass: tokens, padding included, that go through the backbone at once.
+
+    Attributes:
+        reopen: loads the same backbone again; called when an entry is missing, as a damaged one is, and the backbone
+            has been released. None makes that an error.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class TapReader:
         self.taps = taps
         self.tokens_per_pass = tokens_per_pass
         self.counters = TapCounters()
+        self.reopen: Callable[[], Backbone] | None = None
         info = backbone.info
         self.dtype = torch.float64 if info.dtype == torch.float64 else torch.float32
 
@@ -56,7 +62,7 @@ class TapReader:
         """Taps of every stream for a batch, in the order of ``examples``.
 
         Raises:
-            RuntimeError: an entry is missing and the backbone has been released.
+            RunFailed: an entry is missing, the backbone has been released, and there is no `reopen`.
         """
         segments = {s: [_of_stream(e, s) for e in examples] for s in self.taps}
         values, missing = self._look_up(segments)
@@ -96,6 +102,8 @@ class TapReader:
         Yields the number of samples done so far, after each batch; nothing is kept in memory.
         """
         missing = self.missing(examples)
+        if missing:
+            self.need_backbone(f"{len(missing)} samples are not in the cache")
         order = sorted(missing, key=lambda i: -len(examples[i]))
         for start in range(0, len(order), batch_size):
             batch = [examples[i] for i in order[start : start + batch_size]]
@@ -105,8 +113,42 @@ class TapReader:
             self.counters.backbone_samples += len(batch)
             yield start + len(batch)
 
+    def replace_backbone(self, backbone: Backbone) -> None:
+        """Put a freshly loaded backbone in the place of a released one.
+
+        Raises:
+            BadInput: it is not the same backbone.
+        """
+        if backbone.info.fingerprint != self.backbone.info.fingerprint:
+            raise BadInput("the backbone's weights have changed since training began; train again on the new ones")
+        self.backbone = backbone
+
+    def close(self) -> None:
+        """Close the cache; from now on the backbone runs every time."""
+        if self.cache is not None:
+            self.cache.close()
+            self.cache = None
+
+    def need_backbone(self, why: str) -> None:
+        """Make sure that the backbone can run.
+
+        Raises:
+            RunFailed: it has been released, and there is no `reopen`; the text begins with ``why``.
+        """
+        if not self.backbone.released:
+            return
+        if self.reopen is None:
+            raise RunFailed(
+                f"{why}, but the backbone has been released; load it again and give it to replace_backbone(), "
+                "or keep it while it is needed"
+            )
+        self.replace_backbone(self.reopen())
+
     def _compute(self, segments: Segments, values: dict[str, Tensor], missing: list[int]) -> None:
         """Run the backbone for the missing rows and put their taps in place."""
+        if not missing:
+            return
+        self.need_backbone(f"{len(missing)} samples are not in the cache")
         starts = {s: _starts(segments[s]) for s in self.taps}
         for stream, row, j, entry in self._run_backbone(segments, missing):
             start = starts[stream][row][j]

@@ -183,7 +183,9 @@ def plain_loss(p: Params, family: str, data: Data, taps: list[RowTaps]) -> Tenso
         for stream, values in given_taps.items():
             state = side_stream(p, family, stream, values, memory)
             memory = state
-        hidden = values[-1] + linear(p, f"side.streams.{stream}.exit.up", state) * p[f"side.streams.{stream}.exit.scale"]
+        hidden = (
+            values[-1] + linear(p, f"side.streams.{stream}.exit.up", state) * p[f"side.streams.{stream}.exit.scale"]
+        )
         if family == "bert":
             features = (hidden.mean(0) - p["head.mean"]) / p["head.deviation"]
             logits, target = linear(p, "head.linear", features)[None], torch.tensor([label])
