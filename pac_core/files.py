@@ -36,10 +36,9 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         finally:
             temporary.unlink(missing_ok=True)
         _sync_folder(path.parent)
-    except OSError as error:
-        raise RunFailed(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder"
-        ) from error
+    except (OSError, SafetensorError) as error:  # safetensors wraps the operating system's
+        reason = getattr(error, "strerror", None) or error
+        raise RunFailed(f"cannot write {path}: {reason}; free some space or choose another folder") from error
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -57,6 +57,8 @@ class PacModel(nn.Module):
         model_name: the backbone's path or id, for saved adapters and cache listings.
     """
 
+    accepts_loss_kwargs = True  # tells transformers' Trainer of num_items_in_batch
+
     def __init__(
         self,
         backbone: Backbone,
@@ -93,6 +95,11 @@ class PacModel(nn.Module):
         """The backbone's transformers configuration, which third-party trainers look for."""
         return self.backbone.config
 
+    @property
+    def loss_type(self) -> str | None:
+        """Tells transformers' Trainer that causal losses shift labels, so that the first of a row is not counted."""
+        return "ForCausalLM" if self.task.kind == "causal-lm" else None
+
     def forward(
         self,
         input_ids: Tensor,
@@ -100,6 +107,7 @@ class PacModel(nn.Module):
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> PacOutput:
         """Loss and logits of a padded batch, as a transformers model with the same task would take it.
 
@@ -110,6 +118,8 @@ class PacModel(nn.Module):
             labels: (rows,) classes or numbers; (rows, tokens) token ids with -100 where nothing is learnt for
                 language models (not shifted, as in transformers).
             decoder_input_ids: (rows, target tokens), for encoder-decoder models without ``labels``.
+            num_items_in_batch: what the sum of the losses is divided by, rather than the number of predictions; given
+                by transformers' Trainer, so that accumulated steps weigh every token alike.
         """
         batch = examples_from_tensors(
             self.task, self.backbone, input_ids, attention_mask, token_type_ids, labels, decoder_input_ids
@@ -118,10 +128,12 @@ class PacModel(nn.Module):
         if not self.task.generates:
             outputs = self.outputs(taps)
             loss = None if labels is None else self.loss(batch, taps, outputs)
+            loss = self._per_item(loss, batch, num_items_in_batch)
             logits = outputs if self.task.kind == "classification" else self._head.numbers(outputs)
             return PacOutput(loss=loss, logits=logits)
         hidden = self.hidden(taps)
         loss = None if labels is None else self._token_loss(batch, hidden)
+        loss = self._per_item(loss, batch, num_items_in_batch)
         if self.training and loss is not None:
             return PacOutput(loss=loss)
         logits = self.backbone.head(hidden)
@@ -183,6 +195,16 @@ class PacModel(nn.Module):
         if self.task.kind == "regression":
             return self._head.regression_loss(outputs, targets)
         return F.cross_entropy(outputs, targets)
+
+    def learnt(self, batch: Sequence[Example]) -> int:
+        """How many predictions a batch's mean loss is over: samples, or tokens that have a target."""
+        if not self.task.generates:
+            return len(batch)
+        return sum(int((np.asarray(e.target) != IGNORE).sum()) for e in batch)
+
+    def _per_item(self, loss: Tensor | None, batch: Sequence[Example], items: Tensor | int | None) -> Tensor | None:
+        """The mean ``loss`` as a sum divided by ``items``."""
+        return loss if loss is None or items is None else loss * (self.learnt(batch) / items)
 
     def _token_loss(self, batch: Sequence[Example], hidden: Tensor) -> Tensor:
         targets = torch.from_numpy(np.concatenate([np.asarray(e.target) for e in batch])).to(hidden.device)

@@ -17,7 +17,6 @@ from pac_core.generation import generate
 from pac_core.metrics import compute_metrics
 from pac_core.model import PacModel
 from pac_core.pieces import answer_text
-from pac_core.runtime.optimizer import learnt
 from pac_core.taps import pad_segments
 
 
@@ -45,7 +44,7 @@ def evaluate(
         batch = [examples[i] for i in indices]
         taps = model.reader.read(batch)
         outputs = None if model.task.generates else model.outputs(taps)
-        n = learnt(model, batch)
+        n = model.learnt(batch)
         loss += float(model.loss(batch, taps, outputs)) * n
         count += n
         if outputs is not None:

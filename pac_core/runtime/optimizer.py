@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import nn
 
 from pac_core.config import OptimizerConfig
-from pac_core.examples import IGNORE, Example
 from pac_core.model import PacModel
 
 
@@ -52,13 +50,6 @@ def lr_factor(config: OptimizerConfig, steps: int) -> Callable[[int], float]:
         return 0.5 * (1.0 + math.cos(math.pi * min(rest, 1.0))) if config.schedule == "cosine" else 1.0
 
     return factor
-
-
-def learnt(model: PacModel, batch: Sequence[Example]) -> int:
-    """How many predictions a batch's mean loss is over: samples, or tokens that have a target."""
-    if not model.task.generates:
-        return len(batch)
-    return sum(int((np.asarray(e.target) != IGNORE).sum()) for e in batch)
 
 
 def cut(size: int, micro_batch_size: int | None) -> list[list[int]]:

@@ -17,7 +17,7 @@ from pac_core.model import PacModel
 from pac_core.runtime.ahead import read_ahead
 from pac_core.runtime.checkpoint import Progress, save_checkpoint
 from pac_core.runtime.interrupt import StopFlag
-from pac_core.runtime.optimizer import clip, cut, learnt, lr_factor, set_rates
+from pac_core.runtime.optimizer import clip, cut, lr_factor, set_rates
 
 CHECKPOINT_SECONDS = 60.0
 REPORT_SECONDS = 0.2
@@ -118,10 +118,10 @@ def optimizer_step(trainer: Trainer, batch: Sequence[Example], micro: Iterator[M
     However a batch is cut, the gradient is the same: parts weigh by the predictions they hold.
     """
     model = trainer.model
-    total, loss = learnt(model, batch), 0.0
+    total, loss = model.learnt(batch), 0.0
     trainer.optimizer.zero_grad()
     for part, taps in micro:
-        scaled = model.loss(part, taps) * (learnt(model, part) / total)
+        scaled = model.loss(part, taps) * (model.learnt(part) / total)
         scaled.backward()  # type: ignore[no-untyped-call]
         loss += scaled.item()
     clip(model, trainer.config.optimizer.max_grad_norm)
