@@ -95,11 +95,6 @@ class PacModel(nn.Module):
         """The backbone's transformers configuration, which third-party trainers look for."""
         return self.backbone.config
 
-    @property
-    def loss_type(self) -> str | None:
-        """Tells transformers' Trainer that causal losses shift labels, so that the first of a row is not counted."""
-        return "ForCausalLM" if self.task.kind == "causal-lm" else None
-
     def forward(
         self,
         input_ids: Tensor,
