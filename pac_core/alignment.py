@@ -44,25 +44,27 @@ def halves(rows: Rows, device: torch.device) -> Halves:
 
 @torch.no_grad()
 def alignment(b_i: Tensor, rows: Rows, split: Halves | None = None) -> Tensor:
-    """(tokens,) best cosine of each token of b_i (tokens, d) to the tokens of the other text in its row.
+    """(tokens,) best cosine, at least 0, of each token of b_i (tokens, d) to the tokens of its row's other text.
 
     Cosines are taken after the row's mean is removed, since a layer's hidden states share a large common part.
     """
     split = halves(rows, b_i.device) if split is None else split
     first, other, second = split.first_rows, split.second_rows, split.second
+    if first.width == 0 or other.width == 0:
+        return b_i.new_zeros(len(b_i))
     owner = rows.row_of.to(b_i.device)
     lengths = torch.tensor(rows.lengths, device=b_i.device)
     mean = b_i.new_zeros(len(lengths), b_i.shape[1]).index_add(0, owner, b_i) / lengths[:, None]
     unit = F.normalize(b_i - mean[owner], dim=1)
     cosine = first.pad(unit[~second]) @ other.pad(unit[second]).transpose(1, 2)  # (rows, first width, second width)
     if first.mask is not None:
-        cosine = cosine.masked_fill(~first.mask.to(b_i.device)[:, :, None], -1.0)
+        cosine = cosine.masked_fill(~first.mask.to(b_i.device)[:, :, None], 0.0)
     if other.mask is not None:
-        cosine = cosine.masked_fill(~other.mask.to(b_i.device)[:, None, :], -1.0)
+        cosine = cosine.masked_fill(~other.mask.to(b_i.device)[:, None, :], 0.0)
     found = b_i.new_empty(len(b_i))
     found[~second] = first.unpad(cosine.amax(2)[..., None])[:, 0]
     found[second] = other.unpad(cosine.amax(1)[..., None])[:, 0]
-    return found
+    return found.clamp(min=0)
 
 
 @torch.no_grad()

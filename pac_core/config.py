@@ -41,7 +41,8 @@ class OptimizerConfig(_Part):
     lr: float = Field(default=2e-3, gt=0)
     """Peak learning rate of the side network."""
     head_lr: float | None = Field(default=None, gt=0)
-    """Peak learning rate of a classification or regression head; lr if left out, a tenth of it for pairs read apart."""
+    """Peak learning rate of the wide layer of a classification or regression head; if left out 0.08 of lr times the
+    square root of the number of classes."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Decay of matrices; norms, gates and biases have none."""
     warmup: float = Field(default=0.1, ge=0, lt=1)

@@ -1,6 +1,8 @@
-"""The trainable head of classification and regression: pooling over a row's tokens, then one linear layer."""
+"""The trainable head of classification and regression: pooling over a row's tokens, then linear layers."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -9,17 +11,35 @@ from torch.nn import functional as F
 from pac_core.contracts.adapter import Rows
 
 
-class PooledHead(nn.Module):
-    """Mean over each text's tokens, standardised, then a linear layer.
+@dataclass(frozen=True)
+class Pooled:
+    """What the head reads of a batch.
 
-    A row of two texts gives ``[u, v, |u - v|, u * v]`` of their means u and v, and beside that linear layer a second one
-    reads the frozen `pac_core.alignment.match_statistics`, standardised. Features are standardised with the
-    mean and deviation of the frozen backbone's means over the training data (see `calibrate`): the frozen features of
-    a pretrained encoder lie in a narrow cone, which a linear layer learns slowly. Regression targets are standardised
-    likewise.
+    Attributes:
+        hidden: (rows, texts, d) means of the last hidden states h.
+        state: (rows, texts, r) means of the side network's last states.
+        peak: (rows, r) their maxima over a row's tokens.
+        statistics: (rows, statistics) match statistics of two texts, None with one.
+    """
+
+    hidden: Tensor
+    state: Tensor
+    peak: Tensor
+    statistics: Tensor | None
+
+
+class PooledHead(nn.Module):
+    """Two linear layers whose outputs add up: a wide one on h at width d, a narrow one on what the side network found.
+
+    The wide one reads the mean of each text's tokens, standardised by the mean and deviation of the frozen backbone's
+    means over the training data (see `calibrate`): the features of a pretrained encoder lie in a narrow cone, which a
+    linear layer learns slowly. Two texts with means u and v are read as ``[|u - v|, u * v]``. The narrow one reads the
+    side network's means and, for one text, its maxima; for two also ``|u - v|``, ``u * v`` and the frozen
+    `pac_core.alignment.match_statistics`. Regression targets are standardised.
 
     Args:
-        width: d.
+        hidden: d.
+        state: r, width of the side network's last state.
         outputs: classes, or 1 for regression.
         texts: texts in a row, 1 or 2.
         statistics: number of match statistics of a row, 0 with one text.
@@ -33,31 +53,33 @@ class PooledHead(nn.Module):
     match_mean: Tensor
     match_deviation: Tensor
 
-    def __init__(self, width: int, outputs: int, texts: int = 1, statistics: int = 0, dropout: float = 0.1) -> None:
+    def __init__(
+        self, hidden: int, state: int, outputs: int, *, texts: int = 1, statistics: int = 0, dropout: float = 0.1
+    ) -> None:
         super().__init__()
         self.texts = texts
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(width * (1 if texts == 1 else 4), outputs)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-        self.match = nn.Linear(statistics, outputs, bias=False) if statistics else None
-        if self.match is not None:
-            nn.init.zeros_(self.match.weight)
-            self.register_buffer("match_mean", torch.zeros(statistics))
-            self.register_buffer("match_deviation", torch.ones(statistics))
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("deviation", torch.ones(width))
+        self.wide = nn.Linear(hidden * texts, outputs)
+        self.state_norm = nn.LayerNorm(state)
+        self.narrow = nn.Linear(state * (2 if texts == 1 else 4) + statistics, outputs, bias=False)
+        for parameter in (self.wide.weight, self.wide.bias, self.narrow.weight):
+            nn.init.zeros_(parameter)
+        self.register_buffer("mean", torch.zeros(hidden))
+        self.register_buffer("deviation", torch.ones(hidden))
         self.register_buffer("target_mean", torch.zeros(()))
         self.register_buffer("target_deviation", torch.ones(()))
+        if statistics:
+            self.register_buffer("match_mean", torch.zeros(statistics))
+            self.register_buffer("match_deviation", torch.ones(statistics))
 
-    def pool(self, hidden: Tensor, rows: Rows) -> Tensor:
-        """Means (rows, texts, d) of hidden (tokens, d)."""
-        owner = rows.row_of.to(hidden.device)
+    def pool(self, ragged: Tensor, rows: Rows) -> Tensor:
+        """Means (rows, texts, channels) of ragged (tokens, channels)."""
+        owner = rows.row_of.to(ragged.device)
         if self.texts > 1 and rows.segments is not None:
-            owner = owner * self.texts + rows.segments.to(hidden.device)
+            owner = owner * self.texts + rows.segments.to(ragged.device)
         slots = len(rows.lengths) * self.texts
         count = torch.bincount(owner, minlength=slots).clamp(min=1)
-        total = hidden.new_zeros(slots, hidden.shape[-1]).index_add(0, owner, hidden)
+        total = ragged.new_zeros(slots, ragged.shape[-1]).index_add(0, owner, ragged)
         return (total / count[:, None]).view(len(rows.lengths), self.texts, -1)
 
     @torch.no_grad()
@@ -75,20 +97,21 @@ class PooledHead(nn.Module):
             self.target_mean.copy_(targets.mean())
             self.target_deviation.copy_(targets.std().clamp(min=1e-4))
 
-    def forward(self, hidden: Tensor, rows: Rows, statistics: Tensor | None = None) -> Tensor:
-        """Outputs (rows, outputs): logits, or standardised numbers, of hidden (tokens, d) and match statistics."""
-        pooled = (self.pool(hidden, rows) - self.mean) / self.deviation
+    def forward(self, pooled: Pooled) -> Tensor:
+        """Outputs (rows, outputs): logits, or standardised numbers."""
+        means = (pooled.hidden - self.mean) / self.deviation
+        state = self.state_norm(pooled.state)
         if self.texts == 1:
-            features = pooled[:, 0]
+            wide, narrow = means[:, 0], torch.cat([state[:, 0], pooled.peak], -1)
         else:
-            u, v = pooled[:, 0], pooled[:, 1]
-            features = torch.cat([u, v, (u - v).abs(), u * v], dim=-1)
-        outputs: Tensor = self.linear(self.dropout(features))
-        if self.match is None or statistics is None:
-            return outputs
-        scaled = (statistics - self.match_mean) / self.match_deviation
-        matched: Tensor = self.match(self.dropout(scaled.clamp(-4, 4)))
-        return outputs + matched
+            wide = torch.cat(_compared(means), -1)
+            parts = [state[:, 0], state[:, 1], *_compared(state)]
+            if pooled.statistics is not None:
+                scaled = (pooled.statistics - self.match_mean) / self.match_deviation
+                parts.append(scaled.clamp(-4, 4))
+            narrow = torch.cat(parts, -1)
+        outputs: Tensor = self.wide(self.dropout(wide)) + self.narrow(self.dropout(narrow))
+        return outputs
 
     def numbers(self, outputs: Tensor) -> Tensor:
         """Regression outputs (rows, 1) in the targets' own unit, (rows,)."""
@@ -97,3 +120,16 @@ class PooledHead(nn.Module):
     def regression_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean squared error in standardised units; targets (rows,)."""
         return F.mse_loss(outputs[:, 0], ((targets - self.target_mean) / self.target_deviation).to(outputs.dtype))
+
+
+def peaks(ragged: Tensor, rows: Rows) -> Tensor:
+    """(rows, channels) maxima of ragged (tokens, channels) over each row's tokens."""
+    owner = rows.row_of.to(ragged.device)[:, None].expand_as(ragged)
+    lowest = ragged.new_full((len(rows.lengths), ragged.shape[-1]), -torch.inf)
+    return lowest.scatter_reduce(0, owner, ragged, "amax")
+
+
+def _compared(pair: Tensor) -> list[Tensor]:
+    """``|u - v|`` and ``u * v`` of pair (rows, 2, channels)."""
+    u, v = pair[:, 0], pair[:, 1]
+    return [(u - v).abs(), u * v]

@@ -22,7 +22,7 @@ from pac_core.contracts.adapter import AdapterConfig, ParallelAdapterConfig, Row
 from pac_core.contracts.backbone import DECODER, ENCODER, Backbone, BackboneInfo, BackboneSource, tap_indices
 from pac_core.errors import BadInput
 from pac_core.examples import IGNORE, Example, Task
-from pac_core.heads import PooledHead
+from pac_core.heads import Pooled, PooledHead, peaks
 from pac_core.inputs import examples_from_tensors
 from pac_core.registry import Registry
 from pac_core.taps import TapReader
@@ -77,7 +77,8 @@ class PacModel(nn.Module):
         self.head: PooledHead | None = None
         if not task.generates:
             statistics = statistics_width(len(taps[side.target])) if task.apart else 0
-            self.head = PooledHead(self.info.hidden_size, task.outputs, 2 if task.apart else 1, statistics)
+            texts = 2 if task.apart else 1
+            self.head = PooledHead(self.info.hidden_size, side.width, task.outputs, texts=texts, statistics=statistics)
         if self.head is not None and self.info.dtype == torch.float64:
             self.head.double()
         self.calibrated: Tensor
@@ -142,25 +143,30 @@ class PacModel(nn.Module):
 
     def hidden(self, taps: dict[str, Taps]) -> Tensor:
         """Last hidden states (tokens, d) of the target stream: the backbone's plus what the side network adds."""
+        hidden: Tensor = self.side(self._prepared(taps))
+        return hidden
+
+    def _prepared(self, taps: dict[str, Taps]) -> dict[str, Taps]:
+        """``taps`` on the side network's device; the first batch of a loop that is not ours sets the scales."""
         if self.training and not bool(self.calibrated):
             self.calibrate([taps])
         device = next(self.side.parameters()).device
-        moved = {s: Taps(t.values.to(device), t.rows) for s, t in taps.items()}
-        hidden: Tensor = self.side(moved)
-        return hidden
+        return {s: Taps(t.values.to(device), t.rows) for s, t in taps.items()}
 
     def outputs(self, taps: dict[str, Taps]) -> Tensor:
         """Outputs (rows, outputs) of the trainable head."""
-        last = taps[self.side.target]
-        statistics = self._statistics(last)
-        outputs: Tensor = self._head(self.hidden(taps), last.rows, statistics)
+        taps = self._prepared(taps)
+        last, head = taps[self.side.target], self._head
+        state = self.side.final(taps)
+        pooled = head.pool(state, last.rows)
+        hidden = self.side.exit(self.side.target, pooled, head.pool(last.values[-1], last.rows))
+        outputs: Tensor = head(Pooled(hidden, pooled, peaks(state, last.rows), self._statistics(last)))
         return outputs
 
     def _statistics(self, taps: Taps) -> Tensor | None:
         if not self.task.apart:
             return None
-        device = self._head.linear.weight.device
-        return match_statistics(taps.values.to(device), taps.rows)
+        return match_statistics(taps.values, taps.rows)
 
     @torch.no_grad()
     def calibrate(self, taps: Sequence[dict[str, Taps]], targets: Tensor | None = None) -> None:

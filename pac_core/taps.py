@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,21 @@ class TapCounters:
 
     cache_hits: int = 0
     backbone_samples: int = 0
+
+
+class Room:
+    """Memory for the taps of one batch after another; a batch is overwritten by the next."""
+
+    def __init__(self) -> None:
+        self._flat: dict[str, Tensor] = {}
+
+    def take(self, stream: str, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor of this shape, a view of what is held, which grows as needed."""
+        size = math.prod(shape)
+        held = self._flat.get(stream)
+        if held is None or held.numel() < size or held.dtype != dtype:
+            held = self._flat[stream] = torch.empty(size, dtype=dtype)
+        return held[:size].view(shape)
 
 
 class TapReader:
@@ -58,14 +74,15 @@ class TapReader:
         info = backbone.info
         self.dtype = torch.float64 if info.dtype == torch.float64 else torch.float32
 
-    def read(self, examples: Sequence[Example]) -> dict[str, Taps]:
-        """Taps of every stream for a batch, in the order of ``examples``.
+    def read(self, examples: Sequence[Example], room: Room | None = None) -> dict[str, Taps]:
+        """Taps of every stream for a batch, in the order of ``examples``; in ``room`` if one is given, which spares
+        the cost of fresh memory.
 
         Raises:
             RunFailed: an entry is missing, the backbone has been released, and there is no `reopen`.
         """
         segments = {s: [_of_stream(e, s) for e in examples] for s in self.taps}
-        values, missing = self._look_up(segments)
+        values, missing = self._look_up(segments, room or Room())
         self._compute(segments, values, missing)
         self.counters.backbone_samples += len(missing)
         self.counters.cache_hits += len(examples) - len(missing)
@@ -82,16 +99,16 @@ class TapReader:
             absent |= {i for (i, _), there in zip(owners, found) if not there}
         return sorted(absent)
 
-    def _look_up(self, segments: Segments) -> tuple[dict[str, Tensor], list[int]]:
+    def _look_up(self, segments: Segments, room: Room) -> tuple[dict[str, Tensor], list[int]]:
         values, missing = {}, set[int]()
         for stream, rows in segments.items():
             flat = [segment for row in rows for segment in row]
+            shape = (len(self.taps[stream]), sum(map(len, flat)), self.backbone.info.hidden_size)
+            values[stream] = room.take(stream, shape, self.dtype)
             if self.cache is None:
-                shape = (len(self.taps[stream]), sum(map(len, flat)), self.backbone.info.hidden_size)
-                values[stream] = torch.empty(shape, dtype=self.dtype)
                 missing |= set(range(len(rows)))
                 continue
-            values[stream], absent = self.cache.load(self.cache.keys(flat), [len(s) for s in flat])
+            _, absent = self.cache.load(self.cache.keys(flat), [len(s) for s in flat], values[stream])
             owner = [i for i, row in enumerate(rows) for _ in row]
             missing |= {owner[i] for i in absent}
         return values, sorted(missing)

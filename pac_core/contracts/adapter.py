@@ -143,7 +143,8 @@ class SideNetwork(nn.Module, ABC):
     backbone's widths, listing those that do.
 
     h equals b_L at initialisation, so that a generative model starts as the frozen one. States a_i are padded
-    (rows, width, r) tensors in the dtype of the parameters, float32 unless the backbone is float64. A pipeline stage
+    (rows, width, channels) tensors in the dtype of the parameters, float32 unless the backbone is float64; the last one
+    has r channels, those before it as many as the adapter likes. A pipeline stage
     holds only some layers (see `keep`) and runs them one by one; `forward` is the whole chain.
 
     Args:
@@ -165,7 +166,7 @@ class SideNetwork(nn.Module, ABC):
 
     @abstractmethod
     def enter(self, stream: str, b_0: Tensor, rows: Rows) -> Tensor:
-        """a_0 (rows, width, r) of b_0 (tokens, d)."""
+        """a_0 (rows, width, channels) of b_0 (tokens, d)."""
 
     @abstractmethod
     def layer(
@@ -179,15 +180,21 @@ class SideNetwork(nn.Module, ABC):
         memory: Memory | None = None,
         past: Any = None,
     ) -> Tensor:
-        """a_i (rows, width, r) of tap ``index`` (1 is the first after b_0) b_i (tokens, d) and a_{i-1}.
+        """a_i (rows, width, channels) of tap ``index`` (1 is the first after b_0) b_i (tokens, d) and a_{i-1}.
 
         ``memory`` is the side encoder's output, for streams with cross attention; gradients flow into it. With
         ``past`` from `new_past` the tokens follow those seen before, which it then also holds.
         """
 
     @abstractmethod
-    def exit(self, stream: str, state: Tensor, b_L: Tensor, rows: Rows) -> Tensor:
-        """h (tokens, d) of the last state and b_L (tokens, d)."""
+    def exit(self, stream: str, state: Tensor, b_L: Tensor) -> Tensor:
+        """h (..., d) of the last state (..., r) and b_L (..., d), token by token or of means of tokens alike: it is
+        affine in both, so that a task which pools a row can pool at width r first."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Channels r of the last state."""
 
     @abstractmethod
     def keep(self, stream: str, first: int, last: int) -> None:
@@ -213,16 +220,20 @@ class SideNetwork(nn.Module, ABC):
         """The side encoder's output for the side decoder."""
         return Memory(self.run(ENCODER, taps), taps.rows.mask)
 
+    def final(self, taps: dict[str, Taps], *, memory: Memory | None = None, past: Any = None) -> Tensor:
+        """Last state (tokens, r) of the target stream; arguments as in `forward`."""
+        if memory is None and len(self.reads) == 2:
+            memory = self.remember(taps[ENCODER])
+        last = taps[self.target]
+        return last.rows.unpad(self.run(self.target, last, memory=memory, past=past))
+
     def forward(self, taps: dict[str, Taps], *, memory: Memory | None = None, past: Any = None) -> Tensor:
         """h (tokens, d) of the target stream; ``taps`` holds those of every stream in `reads`.
 
         While decoding step by step, ``memory`` stands in for the encoder's taps and ``past`` holds what came before.
         """
-        if memory is None and len(self.reads) == 2:
-            memory = self.remember(taps[ENCODER])
-        last = taps[self.target]
-        state = self.run(self.target, last, memory=memory, past=past)
-        return self.exit(self.target, state, last.values[-1], last.rows)
+        state = self.final(taps, memory=memory, past=past)
+        return self.exit(self.target, state, taps[self.target].values[-1])
 
     def trainable(self) -> int:
         """Number of parameters."""

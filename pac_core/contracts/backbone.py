@@ -110,12 +110,16 @@ class BackboneSource:
 
 @dataclass(frozen=True)
 class AttentionWeights:
-    """Projections of one attention, each as (out features, in features); key and value may have fewer heads."""
+    """Projections of one attention, each as (out features, in features); key and value may have fewer heads.
+
+    ``heads`` is the number of query heads.
+    """
 
     query: Tensor
     key: Tensor
     value: Tensor
     output: Tensor
+    heads: int
 
 
 @dataclass(frozen=True)

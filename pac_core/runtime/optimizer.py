@@ -11,14 +11,17 @@ from torch import nn
 from pac_core.config import OptimizerConfig
 from pac_core.model import PacModel
 
+HEAD_RATE = 0.08
+"""Rate of the head's wide layer, as a part of the side network's, for one output; found by trial (docs/quality.md)."""
+
 
 def make_optimizer(model: PacModel, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters: matrices decay, vectors do not, the d-wide head has its own rate.
+    """AdamW over the trainable parameters: matrices decay, vectors do not, the head's wide layer has its own rate.
 
-    The products and differences of a pair's features let a head overfit, so it learns ten times slower by default.
+    It is slow by default, since it overfits small data first, and the slower the fewer classes share its gradient.
     """
-    head = set() if model.head is None else {id(p) for p in model.head.linear.parameters()}
-    default = config.lr / 10 if model.task.apart else config.lr
+    head = set() if model.head is None else {id(p) for p in model.head.wide.parameters()}
+    default = HEAD_RATE * config.lr * math.sqrt(max(model.task.outputs, 1))
     head_lr = default if config.head_lr is None else config.head_lr
     groups = []
     for is_head, lr in ((False, config.lr), (True, head_lr)):

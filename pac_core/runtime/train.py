@@ -96,7 +96,7 @@ def step_seed(seed: int, epoch: int, step: int) -> int:
     return int(np.random.SeedSequence((seed, epoch, step)).generate_state(1)[0])
 
 
-Micro = tuple[list[Example], dict[str, Taps]]
+Micro = tuple[Sequence[Example], dict[str, Taps]]
 
 
 def steps(
@@ -105,8 +105,8 @@ def steps(
     """Each batch with an iterator over its micro-batches and their taps, read ahead where no backbone runs."""
     parts = [[[b[i] for i in piece] for piece in cut(len(b), trainer.config.micro_batch_size)] for b in batches]
     wanted = ([trainer.examples[i] for i in piece] for pieces in parts for piece in pieces)
-    read = trainer.model.reader.read
-    found = read_ahead(read, wanted) if cached else ((part, read(part)) for part in wanted)
+    reader = trainer.model.reader
+    found = read_ahead(reader, wanted) if cached else ((part, reader.read(part)) for part in wanted)
     for batch, pieces in zip(batches, parts):
         yield [trainer.examples[i] for i in batch], (next(found) for _ in pieces)
 

@@ -69,7 +69,8 @@ class AdapterSuite:
 
     def make(self, backbone: Backbone, config: AdapterConfig, target: str) -> SideNetwork:
         """The side network, as the registered factory builds it."""
-        return Registry().get("adapters", config.name)(backbone, config, target)
+        side: SideNetwork = Registry().get("adapters", config.name)(backbone, config, target)
+        return side
 
     def side(self, family: str, target: str, dtype: torch.dtype = torch.float64, **fields: Any) -> SideNetwork:
         """A fresh side network without dropout beside the tiny backbone of ``family``."""
@@ -152,7 +153,7 @@ class AdapterSuite:
         together = trained(taps)
         for row in range(len(lengths)):
             here = taps[trained.target].rows.row_of == row
-            assert_close(trained(only_row(taps, row)), together[here], **WHOLE)
+            assert_close(trained(only_row(taps, row)), together[here], rtol=0.0, atol=WHOLE)
 
     @given(lengths=st.integers(2, 8), data=st.data(), seed=st.integers(0, 9))
     @DRAWN
@@ -164,7 +165,7 @@ class AdapterSuite:
         cuts = sorted(data.draw(st.sets(st.integers(1, lengths - 1), min_size=1), label="cuts"))
         taps = random_taps(trained, [lengths] * 3, sources=[4, 2, 7], seed=seed)
         whole = trained(taps).view(3, lengths, -1)
-        assert_close(in_steps(trained, taps, cuts), whole, **WHOLE)
+        assert_close(in_steps(trained, taps, cuts), whole, rtol=0.0, atol=WHOLE)
 
     # Learning.
 

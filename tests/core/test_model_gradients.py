@@ -155,6 +155,7 @@ def side_stream(p: Params, family: str, stream: str, taps: Tensor, memory: Tenso
     s = f"side.streams.{stream}"
     act = ACTS[family]
     state = norm(p, f"{s}.enter.norm", linear(p, f"{s}.enter.down", taps[0]), family)
+    mix = state * p[f"{s}.share"]
     for i in range(1, len(taps)):
         at = f"{s}.layers.{i}"
         gate = 1 / (1 + (-p[f"{at}.gate"]).exp())
@@ -173,7 +174,8 @@ def side_stream(p: Params, family: str, stream: str, taps: Tensor, memory: Tenso
         else:
             inner = act(inner)
         state = norm(p, f"{at}.mlp_norm", x + linear(p, f"{at}.mlp.down", inner), family)
-    return state
+        mix = mix + state * p[f"{at}.share"]
+    return mix
 
 
 def plain_loss(p: Params, family: str, data: Data, taps: list[RowTaps]) -> Tensor:
@@ -188,7 +190,13 @@ def plain_loss(p: Params, family: str, data: Data, taps: list[RowTaps]) -> Tenso
         )
         if family == "bert":
             features = (hidden.mean(0) - p["head.mean"]) / p["head.deviation"]
-            logits, target = linear(p, "head.linear", features)[None], torch.tensor([label])
+            mean = state.mean(0)
+            centred = mean - mean.mean()
+            normed = centred / (centred.square().mean() + 1e-5).sqrt()
+            normed = normed * p["head.state_norm.weight"] + p["head.state_norm.bias"]
+            narrow = torch.cat([normed, state.max(0).values])
+            logits = (linear(p, "head.wide", features) + linear(p, "head.narrow", narrow))[None]
+            target = torch.tensor([label])
         else:
             logits, target = lm_logits(family, hidden), torch.tensor(label)
             if label is row:

@@ -38,6 +38,7 @@ class BottleneckSideNetwork(SideNetwork):
     def __init__(self, info: BackboneInfo, config: AdapterConfig, target: str) -> None:
         super().__init__(info, config, target)
         width = side_widths(info, config).state
+        self.first_width = width
         taps = tap_indices(info.stream(target).layers, config.tap_every)
         self.last = len(taps) - 1
         self.first_read: nn.Linear | None = nn.Linear(info.hidden_size, width)
@@ -48,6 +49,10 @@ class BottleneckSideNetwork(SideNetwork):
         nn.init.zeros_(self.last_up.bias)
         if info.dtype == torch.float64:
             self.double()
+
+    @property
+    def width(self) -> int:
+        return self.first_width
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -69,8 +74,8 @@ class BottleneckSideNetwork(SideNetwork):
     ) -> Tensor:
         return self.layers[str(index)](b_i, state, rows)
 
-    def exit(self, stream: str, state: Tensor, b_L: Tensor, rows: Rows) -> Tensor:
-        return b_L + self.last_up(rows.unpad(state))
+    def exit(self, stream: str, state: Tensor, b_L: Tensor) -> Tensor:
+        return b_L + self.last_up(state)
 
     def keep(self, stream: str, first: int, last: int) -> None:
         for index in list(self.layers):

@@ -21,6 +21,22 @@ def side_norm(info: BackboneInfo, width: int) -> nn.Module:
     return nn.LayerNorm(width, eps=info.norm_eps)
 
 
+class RowDropout(nn.Module):
+    """Drops channels of a row for all its tokens alike (Gal and Ghahramani 2016): next to no random numbers are drawn,
+    which at side widths took as long as the attention itself."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(rows, width, r) to the same."""
+        if not self.training or not self.probability:
+            return x
+        kept = 1 - self.probability
+        return x * x.new_empty(x.shape[0], 1, x.shape[2]).bernoulli_(kept).div_(kept)
+
+
 class SelfAttention(nn.Module):
     """Attention of a row's tokens to each other; positions reach it through the taps, which carry them.
 

@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pac_core.alignment import alignment
 from pac_core.contracts.adapter import AdapterConfig, Memory, Rows, SideNetwork
 from pac_core.contracts.backbone import DECODER, ENCODER, Backbone, BackboneInfo, Stream, tap_indices
-from pac_plugins.adapters.layers import CrossAttention, Mlp, SelfAttention, side_norm
+from pac_plugins.adapters.layers import CrossAttention, Mlp, RowDropout, SelfAttention, side_norm
 from pac_plugins.adapters.pruning import prune_into
 from pac_plugins.adapters.widths import Widths, side_widths
 
@@ -22,17 +21,23 @@ MAX_SEGMENTS = 2
 class SideLayer(nn.Module):
     """f_i of PAC eq. 1: mixes tap and state through a gate, then attends, with the norms behind each branch.
 
-    ``x = g norm(W b_i) + (1 - g) a`` with the scalar gate g = sigmoid(alpha), alpha starting at 0 (Ladder
-    Side-Tuning, section 3); then ``x = norm(x + attention(x))``, cross attention and MLP likewise. Taps are normalised
-    at width r, after the projection: at width d that would cost more than the projection itself.
+    The state is the pair (a_i, sum of share_j a_j over j <= i): what leaves the network is a learnt mix of all layers,
+    since earlier ones often tell more than the last. ``x = g norm(W b_i) + (1 - g) a`` with the scalar gate
+    g = sigmoid(alpha), alpha starting at 0 (Ladder Side-Tuning, section 3); then ``x = norm(x + attention(x))``, cross
+    attention and MLP likewise. Taps are normalised at width r, after the projection: at width d that would cost more
+    than the projection itself.
     """
 
-    def __init__(self, info: BackboneInfo, widths: Widths, stream: Stream, index: int, dropout: float) -> None:
+    def __init__(
+        self, info: BackboneInfo, widths: Widths, stream: Stream, index: int, last: int, dropout: float
+    ) -> None:
         super().__init__()
         r = widths.state
-        self.dropout = dropout
+        self.dropout = RowDropout(dropout)
         self.read = TapRead(info, r)
         self.gate = nn.Parameter(torch.zeros(1))
+        self.share = nn.Parameter(torch.full((1,), 1 / (last + 1)))
+        self.last = index == last
         self.attention = SelfAttention(r, widths.heads, stream.causal, f"{stream.name}.{index}")
         self.attention_norm = side_norm(info, r)
         self.cross: CrossAttention | None = None
@@ -43,16 +48,16 @@ class SideLayer(nn.Module):
         self.mlp_norm = side_norm(info, r)
 
     def forward(self, b_i: Tensor, state: Tensor, rows: Rows, memory: Memory | None, past: Any) -> Tensor:
-        """b_i (tokens, d), state (rows, width, r) to (rows, width, r)."""
-        x = torch.lerp(state, rows.pad(self.read(b_i, rows)), self.gate.sigmoid())
-        x = self.attention_norm(x + self._drop(self.attention(x, rows, past)))
+        """b_i (tokens, d), state (rows, width, 2 r) to the same; from the last layer comes the mix (rows, width, r)."""
+        a, mix = state.chunk(2, -1)
+        x = torch.lerp(a, rows.pad(self.read(b_i, rows)), self.gate.sigmoid())
+        x = self.attention_norm(x + self.dropout(self.attention(x, rows, past)))
         if self.cross is not None:
             assert memory is not None
-            x = self.cross_norm(x + self._drop(self.cross(x, memory, past)))
-        return self.mlp_norm(x + self._drop(self.mlp(x)))
-
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.training and self.dropout else x
+            x = self.cross_norm(x + self.dropout(self.cross(x, memory, past)))
+        a = self.mlp_norm(x + self.dropout(self.mlp(x)))
+        mix = torch.addcmul(mix, a, self.share)
+        return mix if self.last else torch.cat([a, mix], -1)
 
 
 class TapRead(nn.Module):
@@ -96,8 +101,11 @@ class SideStream(nn.Module):
         self.enter: TapRead | None = TapRead(info, widths.state)
         self.segments: nn.Embedding | None = nn.Embedding(MAX_SEGMENTS, widths.state)
         nn.init.normal_(self.segments.weight, std=0.02)
-        indices = range(1, len(self.taps))
-        self.layers = nn.ModuleDict({str(i): SideLayer(info, widths, stream, i, config.dropout) for i in indices})
+        last = len(self.taps) - 1
+        self.share: nn.Parameter | None = nn.Parameter(torch.full((1,), 1 / (last + 1)))
+        self.layers = nn.ModuleDict(
+            {str(i): SideLayer(info, widths, stream, i, last, config.dropout) for i in range(1, last + 1)}
+        )
         self.exit: SideExit | None = SideExit(widths.state, info.hidden_size) if exits else None
 
 
@@ -114,6 +122,10 @@ class ParallelSideNetwork(SideNetwork):
         )
 
     @property
+    def width(self) -> int:
+        return self.widths.state
+
+    @property
     def reads(self) -> tuple[str, ...]:
         return self._reads
 
@@ -122,7 +134,7 @@ class ParallelSideNetwork(SideNetwork):
         read = side.enter(b_0, rows)
         if rows.segments is not None:
             read = read + side.segments(rows.segments.to(read.device))
-        return rows.pad(read)
+        return rows.pad(torch.cat([read, read * side.share], -1))
 
     def layer(
         self,
@@ -137,8 +149,8 @@ class ParallelSideNetwork(SideNetwork):
     ) -> Tensor:
         return self.streams[stream].layers[str(index)](b_i, state, rows, memory, past)
 
-    def exit(self, stream: str, state: Tensor, b_L: Tensor, rows: Rows) -> Tensor:
-        return b_L + self.streams[stream].exit(rows.unpad(state))
+    def exit(self, stream: str, state: Tensor, b_L: Tensor) -> Tensor:
+        return b_L + self.streams[stream].exit(state)
 
     def keep(self, stream: str, first: int, last: int) -> None:
         side = self.streams[stream]
@@ -146,7 +158,7 @@ class ParallelSideNetwork(SideNetwork):
             if not first < int(index) <= last:
                 del side.layers[index]
         if first > 0:
-            side.enter = side.segments = None
+            side.enter = side.segments = side.share = None
         if last < len(side.taps) - 1:
             side.exit = None
 

@@ -77,51 +77,68 @@ def _prune_layer(layer: SideLayer, weights: LayerWeights, kept: Tensor) -> None:
 
 
 def _prune_self_attention(side: SelfAttention, weights: AttentionWeights, kept: Tensor) -> None:
-    query, key, value, output = _attention(weights, kept)
+    query, key, value, output = _attention(weights, kept, side.heads)
     side.qkv.weight.copy_(torch.cat([query, key, value]))
     side.out.weight.copy_(output)
+    _zero_biases(side.qkv, side.out)
 
 
 def _prune_cross_attention(side: CrossAttention, weights: AttentionWeights, kept: Tensor) -> None:
-    query, key, value, output = _attention(weights, kept)
+    query, key, value, output = _attention(weights, kept, side.heads)
     side.query.weight.copy_(query)
     side.kv.weight.copy_(torch.cat([key, value]))
     side.out.weight.copy_(output)
+    _zero_biases(side.query, side.kv, side.out)
 
 
-def _attention(w: AttentionWeights, kept: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """q, k, v (r, r) and o (r, r): r inner channels kept by importance, pairs q-k and v-o consistently."""
-    heads = w.query.shape[0] // w.key.shape[0]  # grouped queries: every key channel serves `heads` query channels
-    key, value = _spread(w.key, heads), _spread(w.value, heads)
-    width = len(kept)
-    scores = _top(w.query.abs().sum(1) * key.abs().sum(1), width)
-    values = _top(value.abs().sum(1) * w.output.abs().sum(0), width)
-    return (
-        _gain(w.query[scores][:, kept], 1.0),
-        _gain(key[scores][:, kept], 1.0),
-        _gain(value[values][:, kept], 1.0),
-        _gain(w.output[kept][:, values], BRANCH_GAIN),
+def _attention(w: AttentionWeights, kept: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """q, k, v (r, r) and o (r, r): each side head is made of the most important channels of one backbone head.
+
+    The backbone heads with the largest values and outputs are kept; where there are fewer than side heads, they serve
+    again. In a head the channels of q and k are kept in pairs, and those of v and o.
+    """
+    channels = w.query.shape[0] // w.heads
+    groups = w.query.shape[0] // w.key.shape[0]  # grouped queries: query head h reads key head h // groups
+    key, value = (m.unflatten(0, (-1, channels)).repeat_interleave(groups, 0).flatten(0, 1) for m in (w.key, w.value))
+    query, key, value, output = w.query[:, kept], key[:, kept], value[:, kept], w.output[kept]
+    match = query.norm(dim=1) * key.norm(dim=1)
+    carried = value.norm(dim=1) * output.norm(dim=0)
+    per_head = value.unflatten(0, (-1, channels)).norm(dim=(1, 2)) * output.unflatten(1, (-1, channels)).norm(
+        dim=(0, 2)
     )
+    scores, values = [], []
+    for head in _top(per_head, heads).tolist():
+        first = head * channels
+        scores.append(first + _top(match[first : first + channels], len(kept) // heads))
+        values.append(first + _top(carried[first : first + channels], len(kept) // heads))
+    chosen, carriers = torch.cat(scores), torch.cat(values)
+    return (
+        _gain(query[chosen], 1.0),
+        _gain(key[chosen], 1.0),
+        _gain(value[carriers], 1.0),
+        _gain(output[:, carriers], BRANCH_GAIN),
+    )
+
+
+def _zero_biases(*linears: nn.Linear) -> None:
+    for linear in linears:
+        linear.bias.zero_()
 
 
 def _prune_mlp(side: Mlp, w: LayerWeights, kept: Tensor) -> None:
     inner = side.down.in_features
-    importance = w.up.abs().sum(1) * w.down.abs().sum(0)
-    rows = _top(importance, inner)
+    rows = _top(w.up[:, kept].norm(dim=1) * w.down[kept].norm(dim=0), inner)
     up = _gain(w.up[rows][:, kept], 1.0)
     if w.gate is not None:
         up = torch.cat([_gain(w.gate[rows][:, kept], 1.0), up])
     side.up.weight.copy_(up)
     side.down.weight.copy_(_gain(w.down[kept][:, rows], BRANCH_GAIN))
+    _zero_biases(side.up, side.down)
 
 
 def _gain(matrix: Tensor, gain: float) -> Tensor:
     """``matrix`` scaled so that its rows have ``gain`` as their root mean square norm."""
     return matrix * (gain / matrix.norm(dim=1).square().mean().sqrt().clamp(min=1e-6))
-
-
-def _spread(matrix: Tensor, times: int) -> Tensor:
-    return matrix if times == 1 else matrix.repeat_interleave(times, 0)
 
 
 def _top(importance: Tensor, count: int) -> Tensor:

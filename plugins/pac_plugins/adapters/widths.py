@@ -9,8 +9,8 @@ from pac_core.contracts.adapter import AdapterConfig
 from pac_core.contracts.backbone import BackboneInfo
 from pac_core.errors import BadInput
 
-HEAD_WIDTH = 32
-"""Narrower heads cost time and gain nothing at side widths."""
+HEADS = 4
+"""Fewer lose accuracy, more cost time (docs/quality.md)."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def side_widths(info: BackboneInfo, config: AdapterConfig) -> Widths:
             f"those that do: {', '.join(map(str, fitting))}"
         )
     state = info.hidden_size // k
-    heads = config.heads or max(n for n in range(1, max(state // HEAD_WIDTH, 1) + 1) if state % n == 0)
+    heads = config.heads or max(n for n in range(1, HEADS + 1) if state % n == 0)
     if state % heads:
         fitting = [n for n in range(1, state + 1) if state % n == 0]
         raise BadInput(

@@ -74,4 +74,5 @@ class BartBackbone(TransformersBackbone):
 
 
 def _attention(module: Any) -> AttentionWeights:
-    return AttentionWeights(module.q_proj.weight, module.k_proj.weight, module.v_proj.weight, module.out_proj.weight)
+    query, key, value, output = module.q_proj, module.k_proj, module.v_proj, module.out_proj
+    return AttentionWeights(query.weight, key.weight, value.weight, output.weight, module.num_heads)

@@ -70,7 +70,11 @@ class BertBackbone(TransformersBackbone):
     def _weights(self, stream: str, layer: Any) -> LayerWeights:
         own = layer.attention.self
         attention = AttentionWeights(
-            own.query.weight, own.key.weight, own.value.weight, layer.attention.output.dense.weight
+            own.query.weight,
+            own.key.weight,
+            own.value.weight,
+            layer.attention.output.dense.weight,
+            self.config.num_attention_heads,
         )
         return LayerWeights(attention, None, layer.intermediate.dense.weight, None, layer.output.dense.weight)
 
@@ -152,5 +156,6 @@ class DistilBertBackbone(BertBackbone):
 
     def _weights(self, stream: str, layer: Any) -> LayerWeights:
         own = layer.attention
-        attention = AttentionWeights(own.q_lin.weight, own.k_lin.weight, own.v_lin.weight, own.out_lin.weight)
+        query, key, value, output = own.q_lin.weight, own.k_lin.weight, own.v_lin.weight, own.out_lin.weight
+        attention = AttentionWeights(query, key, value, output, self.config.n_heads)
         return LayerWeights(attention, None, layer.ffn.lin1.weight, None, layer.ffn.lin2.weight)

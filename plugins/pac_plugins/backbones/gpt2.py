@@ -61,5 +61,5 @@ class Gpt2Backbone(TransformersBackbone):
     def _weights(self, stream: str, layer: Any) -> LayerWeights:
         # Conv1D stores (in, out), and query, key and value side by side
         query, key, value = layer.attn.c_attn.weight.t().chunk(3)
-        attention = AttentionWeights(query, key, value, layer.attn.c_proj.weight.t())
+        attention = AttentionWeights(query, key, value, layer.attn.c_proj.weight.t(), self.config.n_head)
         return LayerWeights(attention, None, layer.mlp.c_fc.weight.t(), None, layer.mlp.c_proj.weight.t())

@@ -122,7 +122,9 @@ class LlamaBackbone(TransformersBackbone):
 
     def _weights(self, stream: str, layer: Any) -> LayerWeights:
         own, mlp = layer.self_attn, layer.mlp
-        attention = AttentionWeights(own.q_proj.weight, own.k_proj.weight, own.v_proj.weight, own.o_proj.weight)
+        query, key, value, output = own.q_proj, own.k_proj, own.v_proj, own.o_proj
+        heads = self.config.num_attention_heads
+        attention = AttentionWeights(query.weight, key.weight, value.weight, output.weight, heads)
         return LayerWeights(attention, None, mlp.up_proj.weight, mlp.gate_proj.weight, mlp.down_proj.weight)
 
 

@@ -119,4 +119,4 @@ class T5Backbone(TransformersBackbone):
 
 
 def _attention(module: Any) -> AttentionWeights:
-    return AttentionWeights(module.q.weight, module.k.weight, module.v.weight, module.o.weight)
+    return AttentionWeights(module.q.weight, module.k.weight, module.v.weight, module.o.weight, module.n_heads)
