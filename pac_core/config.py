@@ -15,7 +15,7 @@ from pac_core.errors import BadInput
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True)
 
 
 class CacheConfig(_Part):
@@ -122,7 +122,8 @@ class RunConfig(_Part):
         """
         path = Path(path)
         try:
-            tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            text = path.read_text(encoding="utf-8")
+            tree = yaml.safe_load(text) or {}
         except FileNotFoundError as error:
             raise BadInput(
                 f"{path}: no such file; give a YAML configuration or the flags --model and --train"
@@ -135,18 +136,33 @@ class RunConfig(_Part):
             raise BadInput(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
         if not isinstance(tree, dict):
             raise BadInput(f"{path}: the configuration must be a mapping of keys to values")
-        return cls.build(tree, overrides, source=str(path))
+        return cls.build(tree, overrides, source=str(path), lines=_lines(yaml.compose(text)))
 
     @classmethod
-    def build(cls, tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, *, source: str = "") -> Self:
-        """The configuration in a nested mapping, with dotted overrides; errors as in `load`."""
+    def build(
+        cls,
+        tree: Mapping[str, Any],
+        overrides: Mapping[str, Any] | None = None,
+        *,
+        source: str = "",
+        lines: Mapping[str, int] | None = None,
+    ) -> Self:
+        """The configuration in a nested mapping, with dotted overrides; errors as in `load`.
+
+        Args:
+            tree: the mapping.
+            overrides: values by dotted keys, which win.
+            source: the file that ``tree`` was read from, and
+            lines: where its keys stand there; for errors.
+        """
         merged = _copy(tree)
         for key, value in (overrides or {}).items():
             _put(merged, key, value)
         try:
             return cls.model_validate(merged)
         except ValidationError as error:
-            raise BadInput(_explain(error, source)) from error
+            kept = {key: line for key, line in (lines or {}).items() if key not in (overrides or {})}
+            raise BadInput(_explain(error, source, kept)) from error
 
     def plain(self) -> dict[str, Any]:
         """The tree as JSON-ready data."""
@@ -181,11 +197,23 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[last] = value
 
 
-def _explain(error: ValidationError, source: str) -> str:
+def _lines(node: yaml.Node | None, above: str = "") -> dict[str, int]:
+    """Line of each dotted key of a YAML mapping."""
+    if not isinstance(node, yaml.MappingNode):
+        return {}
+    found: dict[str, int] = {}
+    for key, value in node.value:
+        name = f"{above}{key.value}"
+        found |= {name: key.start_mark.line + 1, **_lines(value, f"{name}.")}
+    return found
+
+
+def _explain(error: ValidationError, source: str, lines: Mapping[str, int]) -> str:
     first = error.errors()[0]
     path = ".".join(str(part) for part in first["loc"])
-    where = f"{source}: " if source else ""
+    where = f"{source}:{lines[path]}: " if path in lines else ""
     if first["type"] == "missing":
+        where = f"{source}: " if source else ""
         return f"{where}'{path}' is not set; give it in the configuration or as --{path.replace('_', '-')}"
     if first["type"] == "extra_forbidden":
         known = _keys_beside(first["loc"])

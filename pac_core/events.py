@@ -14,10 +14,12 @@ class Event:
 
 @dataclass(frozen=True)
 class RunStarted(Event):
-    """A run begins: its configuration as plain data, and the number of trainable parameters."""
+    """A run begins: its configuration as plain data, the number of trainable parameters, and how many samples were cut
+    to the longest length."""
 
     config: Mapping[str, object]
     trainable_params: int
+    truncated: int = 0
 
 
 @dataclass(frozen=True)

@@ -74,14 +74,14 @@ def read_json(path: Path, what: str) -> Any:
 
 
 def check_writable(folder: Path) -> None:
-    """Create ``folder`` and make sure a file can be written in it.
+    """Make sure that ``folder`` can be made and written to, without leaving a trace.
 
     Raises:
         BadInput: it cannot be created or written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise BadInput(f"cannot write to {folder}: {error.strerror or error}; choose another folder") from error

@@ -74,7 +74,7 @@ class FineTuner:
         plan = single_plan(self.config, loaded.model)
         loaded.model.reader.reopen = self._open_backbone
         try:
-            self._tell(RunStarted(self.config.plain(), loaded.model.trainable()))
+            self._tell(RunStarted(self.config.plain(), loaded.model.trainable(), loaded.truncated))
             with StopFlag() as stop:
                 filled = self._fill(loaded, stop)
                 progress = self._train(loaded, filled, stop)

@@ -1,4 +1,7 @@
-"""``pac cache``: what activation caches there are, whether they are sound, and how to give back their room."""
+"""``pac cache``: what activation caches there are, whether they are sound, and how to give back their room.
+
+`pac_core.caches` imports torch, so it is imported when a command runs.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,20 @@ import sys
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from pac_core.caches import CacheFolder, clear, damaged_keys, find_caches, namespace_sizes, prune, size_of
 from pac_core.cli.app import emit, say
-from pac_core.contracts.store import Store
 from pac_core.errors import BadInput
 from pac_core.registry import Registry
+
+if TYPE_CHECKING:
+    from pac_core.caches import CacheFolder
+    from pac_core.contracts.store import Store
 
 Folder = Annotated[
     Path | None,
@@ -35,6 +40,8 @@ _SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 def list_(cache_dir: Folder = None, as_json: AsJson = False) -> None:
     """List caches with model, dtype, size and last use."""
+    from pac_core.caches import find_caches
+
     rows = [_row(cache) for cache in find_caches(cache_dir)]
     if as_json:
         emit({"caches": rows})
@@ -111,6 +118,8 @@ def prune_(
     """Remove caches that are old or too large."""
     if max_bytes is None and older_than is None and not except_model:
         raise BadInput("say what to remove: --max-bytes SIZE, --older-than AGE or --except-model NAME")
+    from pac_core.caches import prune
+
     freed = prune(
         _sound(cache_dir),
         Registry(),
@@ -127,6 +136,8 @@ def clear_(
     as_json: AsJson = False,
 ) -> None:
     """Remove all entries of a cache, or of all caches."""
+    from pac_core.caches import clear
+
     caches = _sound(cache_dir)
     for cache in caches:
         say(f"{cache.path}: {', '.join(cache.models) or 'empty'}")
@@ -139,7 +150,7 @@ def clear_(
 
 def add(app: typer.Typer) -> None:
     """Add the group to ``app``."""
-    group = typer.Typer(help="Look after activation caches.", no_args_is_help=True)
+    group = typer.Typer(help="Look after activation caches.", epilog="Example: pac cache list", no_args_is_help=True)
     group.command("list", epilog="Example: pac cache list")(list_)
     group.command("stat", epilog="Example: pac cache stat --cache-dir runs/cache")(stat)
     group.command("verify", epilog="Example: pac cache verify --repair")(verify)
@@ -187,6 +198,8 @@ def _sound(cache_dir: Path | None) -> list[CacheFolder]:
     Raises:
         BadInput: the folder asked for is no cache, or none of its caches can be read.
     """
+    from pac_core.caches import find_caches
+
     caches = find_caches(cache_dir)
     if cache_dir is not None and not caches:
         raise BadInput(f"there is no cache in {cache_dir}")
@@ -199,6 +212,8 @@ def _sound(cache_dir: Path | None) -> list[CacheFolder]:
 
 
 def _row(cache: CacheFolder) -> dict[str, Any]:
+    from pac_core.caches import size_of
+
     used = datetime.fromtimestamp(cache.used).isoformat(" ", "seconds")
     row = {"folder": str(cache.path), "models": cache.models, "dtypes": cache.dtypes, "last_used": used}
     try:
@@ -209,6 +224,8 @@ def _row(cache: CacheFolder) -> dict[str, Any]:
 
 
 def _detail(cache: CacheFolder) -> dict[str, Any]:
+    from pac_core.caches import namespace_sizes
+
     assert cache.manifest is not None
     with cache.open(Registry()) as store:
         parts = [
@@ -220,6 +237,8 @@ def _detail(cache: CacheFolder) -> dict[str, Any]:
 
 def _damaged(cache: CacheFolder, store: Store) -> list[bytes]:
     """Damaged keys of one cache, with progress on stderr if that is a terminal."""
+    from pac_core.caches import damaged_keys
+
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
         task = bar.add_task(cache.path.name)
         return list(damaged_keys(store, lambda done, total: bar.update(task, completed=done, total=total)))

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from pac_core.cli.app import emit, say
+from pac_core.cli.options import AsJson, NoPlugin
 from pac_core.cli.progress import RunView
-from pac_core.config import RunConfig, parse_setting
+from pac_core.registry import Registry
+
+if TYPE_CHECKING:
+    from pac_core.finetune import RunResult
 
 EPILOG = (
-    "Example: pac finetune --model ./all-MiniLM-L6-v2 --train reviews.tsv --eval held-out.tsv --output ./reviews. "
+    "Example: pac finetune --model ./all-MiniLM-L6-v2 --train reviews.tsv --eval held-out.tsv --output ./reviews\n\n"
+    "The same from a file: pac finetune run.yaml --set optimizer.lr=0.001\n\n"
     "Data columns are found by name (text, label; sentence1, sentence2, label; prompt, completion; messages; ...); "
-    "--set columns.text=body maps others. Every key of the configuration can be set with --set."
+    "--set columns.text=body maps others. Every key of the configuration can be set with --set. "
+    "After Ctrl-C the same command with --resume goes on."
 )
 
 
@@ -28,30 +34,31 @@ def finetune(
     ] = None,
     eval_file: Annotated[str | None, typer.Option("--eval", help="Evaluation data.")] = None,
     task: Annotated[
-        str | None, typer.Option(help="auto, classification, regression, seq2seq or causal-lm [default: auto]")
+        str | None, typer.Option(help="auto, classification, regression, seq2seq or causal-lm (default: auto)")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for the result [default: pac-output]")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the data [default: 3]")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate [default: 0.002]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Samples of an optimiser step [default: 32]")] = None,
-    micro_batch_size: Annotated[int | None, typer.Option(help="Samples of one pass [default: all of a batch]")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the result (default: pac-output)")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data (default: 3)")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate (default: 0.002)")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples of an optimiser step (default: 32)")] = None,
+    micro_batch_size: Annotated[int | None, typer.Option(help="Samples of one pass (default: all of a batch)")] = None,
     max_length: Annotated[int | None, typer.Option(help="Cut texts to this many tokens.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of initialisation, order and dropout [default: 0]")] = None,
-    adapter: Annotated[str | None, typer.Option(help="Name of the adapter [default: parallel]")] = None,
-    reduction: Annotated[int | None, typer.Option(help="k: side widths are the backbone's / k [default: 8]")] = None,
-    store: Annotated[str | None, typer.Option(help="Cache store: disk, memory, lz4+disk, ... [default: disk]")] = None,
-    cache_dir: Annotated[Path | None, typer.Option(help="Cache folder [default: below the user's cache]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of initialisation, order and dropout (default: 0)")] = None,
+    adapter: Annotated[str | None, typer.Option(help="Name of the adapter (default: parallel)")] = None,
+    reduction: Annotated[int | None, typer.Option(help="k: side widths are the backbone's / k (default: 8)")] = None,
+    store: Annotated[str | None, typer.Option(help="Cache store: disk, memory, lz4+disk, ... (default: disk)")] = None,
+    cache_dir: Annotated[Path | None, typer.Option(help="Cache folder (default: below the user's cache)")] = None,
     cache_dtype: Annotated[
-        str | None, typer.Option(help="float32 (exact), bfloat16 or int8 [default: bfloat16]")
+        str | None, typer.Option(help="float32 (exact), bfloat16 or int8 (default: bfloat16)")
     ] = None,
     transport: Annotated[str | None, typer.Option(help="Transport between devices.")] = None,
-    devices: Annotated[str | None, typer.Option(help="Number of local devices, or a cluster file [default: 1]")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="Planner of stages and groups [default: single]")] = None,
+    devices: Annotated[str | None, typer.Option(help="Number of local devices, or a cluster file (default: 1)")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Planner of stages and groups (default: single)")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the output folder.")] = False,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any configuration key; may be repeated.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    no_plugin: NoPlugin = None,
+    as_json: AsJson = False,
 ) -> None:
     """Train an adapter on your data: the backbone runs once, later epochs read the cache."""
     flags: dict[str, Any] = {
@@ -76,18 +83,30 @@ def finetune(
         "scheduler": scheduler,
         "resume": resume or None,
     }
-    overrides = dict(parse_setting(text) for text in settings or ())
-    overrides |= {key: value for key, value in flags.items() if value is not None}
-    run = RunConfig.build({}, overrides) if config is None else RunConfig.load(config, overrides)
-    from pac_core.finetune import FineTuner  # torch and transformers take seconds to import; --help shall not
-
+    given = {key: value for key, value in flags.items() if value is not None}
     with RunView() as view:
-        result = FineTuner(run, observers=[view]).run()
+        try:
+            result = _run(config, settings or [], given, Registry(blocked=no_plugin or ()), view)
+        except KeyboardInterrupt:
+            say("stopped; the same command with --resume goes on from here")
+            raise
     if as_json:
         emit(result.metrics)
         return
-    Console().print(result_table(result.metrics))
+    if result.metrics["eval"]:
+        Console().print(result_table(result.metrics))
     say(f"saved to {result.output}; try: pac predict --adapter {result.output} TEXT")
+
+
+def _run(
+    config: Path | None, settings: list[str], flags: dict[str, Any], registry: Registry, view: RunView
+) -> RunResult:
+    from pac_core.config import RunConfig, parse_setting  # torch takes seconds to import; --help shall not
+    from pac_core.finetune import FineTuner
+
+    overrides = dict(parse_setting(text) for text in settings) | flags
+    run = RunConfig.build({}, overrides) if config is None else RunConfig.load(config, overrides)
+    return FineTuner(run, registry=registry, observers=[view]).run()
 
 
 def result_table(metrics: dict[str, Any]) -> Table:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pac_core.cli.app import emit, say
+from pac_core.cli.options import AsJson, NoPlugin
 from pac_core.errors import BadInput
 from pac_core.registry import KINDS, Registry
 
@@ -18,8 +19,8 @@ EPILOG = "Example: pac plugins stores"
 
 def plugins(
     kind: Annotated[str | None, typer.Argument(help=f"One of {', '.join(KINDS)}; all if left out.")] = None,
-    no_plugin: Annotated[list[str] | None, typer.Option(help="Leave out the plugin of this entry-point name.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    no_plugin: NoPlugin = None,
+    as_json: AsJson = False,
 ) -> None:
     """List plugins with the distribution and version each came from."""
     if kind is not None and kind not in KINDS:

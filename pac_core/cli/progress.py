@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from pac_core.events import EpochDone, Event, RunStarted, StepDone
 
@@ -14,67 +14,70 @@ class RunView:
     """An observer that shows progress on stderr: bars with samples a second, time left and cache hits on a terminal,
     plain lines in a log."""
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
-        self._bars = self.console.is_terminal
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
         self._progress = Progress(
-            TextColumn("{task.description:<22}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=12),
+            TextColumn("{task.fields[count]}"),
+            TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[note]}"),
             console=self.console,
             transient=True,
+            disable=not self.console.is_terminal,
         )
-        self._current: tuple[tuple[int, str], TaskID] | None = None
+        self._phase: tuple[int, str] | None = None
+        self._task = self._bar("loading model and data", None)
 
     def __enter__(self) -> RunView:
-        if self._bars:
-            self._progress.start()
+        self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bars:
-            self._progress.stop()
+        self._progress.stop()
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
         if isinstance(event, RunStarted):
-            self.console.print(f"trainable parameters: {event.trainable_params:,}")
-        elif isinstance(event, StepDone) and self._bars:
+            self._say(f"trainable parameters: {event.trainable_params:,}")
+            if event.truncated:
+                self._say(f"{event.truncated:,} samples were cut to {event.config['max_length']} tokens")
+        elif isinstance(event, StepDone):
             self._step(event)
         elif isinstance(event, EpochDone):
-            self.console.print(epoch_line(event), soft_wrap=True)
+            self._say(epoch_line(event))
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, markup=False)
+
+    def _bar(self, name: str, total: int | None) -> TaskID:
+        return self._progress.add_task(name, total=total, count="", note="")
 
     def _step(self, event: StepDone) -> None:
-        key = (event.epoch, event.phase)
-        if self._current is None or self._current[0] != key:
-            if self._current is not None:
-                self._progress.remove_task(self._current[1])
-            task = self._progress.add_task(phase_name(event), total=event.total, rate="", note="")
-            self._current = (key, task)
-        task = self._current[1]
+        if self._phase != (event.epoch, event.phase):
+            self._phase = (event.epoch, event.phase)
+            self._progress.remove_task(self._task)
+            self._task = self._bar(phase_name(event), event.total)
         speed = self._progress.tasks[-1].speed
-        rate = f"{speed:,.0f} samples/s" if speed else ""
-        self._progress.update(task, completed=event.done, total=event.total, rate=rate, note=note(event))
+        rate = f"  {speed:,.0f}/s" if speed else ""
+        count = f"{event.done:,}/{event.total:,}{rate}"
+        self._progress.update(self._task, completed=event.done, total=event.total, count=count, note=note(event))
 
 
 def phase_name(event: StepDone) -> str:
     """What is going on, in words."""
-    words = {"fill": "filling the cache", "cached": "training from cache", "evaluate": "evaluating"}
-    name = words.get(event.phase, event.phase)
-    if event.phase == "fill" and event.loss is not None:
-        name = "training, filling"
-    return name if event.epoch == 0 or event.loss is None else f"epoch {event.epoch}: {name}"
+    if event.phase == "fill":
+        return "filling the cache" if event.loss is None else f"epoch {event.epoch}, filling"
+    words = {"cached": f"epoch {event.epoch}, cached", "evaluate": "evaluating", "generate": "writing answers"}
+    return words.get(event.phase, event.phase)
 
 
 def note(event: StepDone) -> str:
     """Loss and cache hits, where there are any."""
-    loss = "" if event.loss is None else f"loss {event.loss:.4f}"
-    hits = f"{event.cache_hits:,} cache hits" if event.cache_hits and event.phase != "evaluate" else ""
+    loss = "" if event.loss is None else f"loss {event.loss:.3f}"
+    hits = f"{event.cache_hits:,} hits" if event.cache_hits and event.phase != "evaluate" else ""
     return "  ".join(filter(None, (loss, hits)))
 
 
@@ -85,4 +88,4 @@ def epoch_line(event: EpochDone) -> str:
     return (
         f"epoch {record['epoch']} ({record['phase']}): {record['seconds']:.1f} s  loss {record['loss']:.4f}  "
         f"cache hits {record['cache_hits']:,}  backbone ran for {record['backbone_samples']:,}  {scores}"
-    )
+    ).rstrip()

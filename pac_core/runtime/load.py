@@ -31,6 +31,7 @@ class Loaded:
         train, eval: tokenised data; ``eval`` is empty without an evaluation file.
         eval_samples: the evaluation data as text, for generated answers.
         encoder: turns further samples into examples the same way.
+        truncated: samples of ``train`` and ``eval`` that were cut to the longest length.
     """
 
     model: PacModel
@@ -39,6 +40,7 @@ class Loaded:
     eval: list[Example]
     eval_samples: list[Sample]
     encoder: Encoder
+    truncated: int = 0
 
     @property
     def task(self) -> Task:
@@ -67,12 +69,15 @@ def load(config: RunConfig, registry: Registry) -> Loaded:
         on_long="error" if config.max_length is None else "truncate",
         decoder_start=backbone.decoder_start(),
     )
-    train, evaluation = encoder(samples), encoder(eval_samples)
+    train = encoder(samples)
+    truncated = encoder.truncated
+    evaluation = encoder(eval_samples)
+    truncated += encoder.truncated
     torch.manual_seed(config.seed)
     side = registry.get("adapters", config.adapter.name)(backbone, config.adapter, target_stream(backbone.info, task))
     cache = open_cache(config, backbone, registry)
     model = PacModel(backbone, side, task, cache=cache, model_name=config.model)
-    return Loaded(model, tokenizer, train, evaluation, eval_samples, encoder)
+    return Loaded(model, tokenizer, train, evaluation, eval_samples, encoder, truncated)
 
 
 def open_backbone(model: str, dtype: str, registry: Registry) -> Backbone:

@@ -14,6 +14,7 @@ from pac_core.config import GenerationConfig
 from pac_core.data import Message, Sample, read_samples
 from pac_core.encoding import Encoder, load_tokenizer
 from pac_core.errors import BadInput
+from pac_core.examples import Segment
 from pac_core.generation import Decoding, Sampling, stream_tokens
 from pac_core.model import PacModel
 from pac_core.registry import Registry
@@ -31,8 +32,9 @@ class OpenAdapter:
     columns: dict[str, str]
 
     def read(self, data: str) -> list[Sample]:
-        """Samples of a data file, labels optional."""
-        return read_samples(data, columns=self.columns, require_label=False)
+        """Samples of a data file to predict; columns of labels and answers may be missing."""
+        columns = {role: column for role, column in self.columns.items() if role not in ("label", "completion")}
+        return read_samples(data, columns=columns, require_label=False)
 
     def samples(self, texts: Sequence[str]) -> list[Sample]:
         """Samples of texts given on the command line; the two texts of a pair are separated by a TAB.
@@ -43,8 +45,7 @@ class OpenAdapter:
         task, found = self.model.task, []
         for number, text in enumerate(texts, start=1):
             source = f"argument:{number}"
-            if not text.strip():
-                raise BadInput(f"{source}: the text is empty")
+            _check_text(source, text)
             if task.generates:
                 found.append(Sample(source, prompt=text))
             elif not task.pair:
@@ -85,8 +86,25 @@ class OpenAdapter:
         return Conversation(self, max_new_tokens, temperature)
 
 
-def open_adapter(folder: Path, model: str | None = None, registry: Registry | None = None) -> OpenAdapter:
+def _check_text(source: str, text: str) -> None:
+    if not text.strip():
+        raise BadInput(f"{source}: the text is empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes that Python could not decode come as halves of surrogate pairs
+        raise BadInput(f"{source}: the text is not UTF-8; convert it, for example with iconv") from None
+
+
+def open_adapter(
+    folder: Path, model: str | None = None, registry: Registry | None = None, *, max_length: int | None = None
+) -> OpenAdapter:
     """Load a folder written by ``pac finetune``, its backbone included.
+
+    Args:
+        folder: the adapter.
+        model: the backbone, if it is no longer where it was in training.
+        registry: the plugins; by default all that are installed.
+        max_length: cut texts to this many tokens; as in training if left out.
 
     Raises:
         BadInput: not an adapter, or its backbone is not where it was (say where with ``model``).
@@ -103,7 +121,7 @@ def open_adapter(folder: Path, model: str | None = None, registry: Registry | No
         load_tokenizer(folder),
         saved.task,
         backbone.info,
-        max_length=saved.file.max_length,
+        max_length=max_length or saved.file.max_length,
         decoder_start=backbone.decoder_start(),
     )
     return OpenAdapter(built, encoder, saved.file.columns)
@@ -111,18 +129,27 @@ def open_adapter(folder: Path, model: str | None = None, registry: Registry | No
 
 @dataclass
 class Conversation:
-    """Turns so far; each answer sees them all where the tokenizer has a chat template, else only the last message."""
+    """Turns so far; each answer sees them all where the tokenizer has a chat template, else only the last message.
+
+    Where the turns leave no room for an answer in what the model takes, the oldest are no longer shown to it.
+    """
 
     opened: OpenAdapter
     max_new_tokens: int
     temperature: float
     messages: list[Message] = field(default_factory=list)
+    first: int = 0
+    """Index of the oldest message that the model still sees."""
 
     def answer(self, text: str) -> Iterator[str]:
-        """Pieces of the answer to ``text`` as they are generated."""
+        """Pieces of the answer to ``text`` as they are generated.
+
+        Raises:
+            BadInput: the text alone is longer than the model takes; it is not part of the conversation then.
+        """
         opened, model = self.opened, self.opened.model
+        prompt = self._prompt(text)
         self.messages.append(Message("user", text))
-        prompt = opened.encoder.prompts([self._sample(text)])[0].segments[0]
         ids, mask, _ = pad_segments([prompt], model.backbone.device)
         tokenizer = opened.encoder.tokenizer
         sampling = Sampling(self.max_new_tokens, self.temperature, eos=(tokenizer.eos_token_id,))
@@ -142,10 +169,24 @@ class Conversation:
                     shown = whole
         self.messages.append(Message("assistant", shown))
 
+    def _prompt(self, text: str) -> Segment:
+        """What the model reads before it answers ``text``: as many turns as leave room for the answer."""
+        _check_text("chat", text)
+        encoder = self.opened.encoder
+        while True:
+            alone = self.first == len(self.messages)
+            try:
+                prompt = encoder.prompts([self._sample(text)])[0].segments[0]
+            except BadInput:
+                if alone:
+                    raise
+            else:
+                if alone or encoder.limit is None or len(prompt) + self.max_new_tokens <= encoder.limit:
+                    return prompt
+            self.first += 2
+
     def _sample(self, text: str) -> Sample:
-        if (
-            getattr(self.opened.encoder.tokenizer, "chat_template", None)
-            and not self.opened.model.info.is_encoder_decoder
-        ):
-            return Sample("chat", messages=tuple(self.messages))
+        has_template = getattr(self.opened.encoder.tokenizer, "chat_template", None)
+        if has_template and not self.opened.model.info.is_encoder_decoder:
+            return Sample("chat", messages=(*self.messages[self.first :], Message("user", text)))
         return Sample("chat", prompt=text)

@@ -141,7 +141,7 @@ def test_what_is_not_yaml_is_named_with_its_line(file: Path, text: str, line: in
 
 def test_keys_and_values_of_a_file_are_named_with_it(file: Path) -> None:
     file.write_text("model: m\ntrain: t\nepohcs: 1\n")
-    assert load_refusal(file).startswith(f"{file}: 'epohcs' is not a key")
+    assert load_refusal(file).startswith(f"{file}:3: 'epohcs' is not a key")
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just text\n", "5\n"])
