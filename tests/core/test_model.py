@@ -45,6 +45,11 @@ def batches(family: str, left: bool = False, seed: int = 3) -> list[dict[str, Te
     return found
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def memory() -> Iterator[ActivationCache]:
     with ActivationCache.open("memory", dtype="float32") as cache:
@@ -218,8 +223,9 @@ def test_the_task_is_told_by_the_models_class() -> None:
 def test_regression_learns_numbers() -> None:
     model = get_pac_model(tiny_model("bert", labels=1), CONFIG)
     data = [{**b, "labels": torch.tensor([0.5, -1.0, 2.0])} for b in batches("bert")]
-    losses = train(model, data, 30)
-    assert losses[-1] < 0.2 * losses[0]
+    model.head.dropout.p = 0.0
+    losses = train(model, data, 60)
+    assert max(losses[-2:]) < 0.2 * min(losses[:2])
     assert model.eval()(**data[0]).logits.shape == (3,)
 
 
