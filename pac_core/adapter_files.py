@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pac_core.contracts.adapter import AdapterConfig
 from pac_core.contracts.backbone import BackboneInfo
 from pac_core.errors import BadInput
 from pac_core.examples import Task
-from pac_core.files import read_json, write_json, write_tensors
+from pac_core.files import read_json, read_tensors, write_json, write_tensors
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -49,6 +47,8 @@ class AdapterFile(BaseModel):
     backbone: dict[str, Any]
     max_length: int | None = None
     columns: dict[str, str] = {}
+    chat: bool | None = None
+    """Whether it was trained on chats rather than prompts; None if that is not known."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ def write_adapter(
     *,
     max_length: int | None = None,
     columns: dict[str, str] | None = None,
+    chat: bool | None = None,
 ) -> None:
     """Write both files, the weights first, each atomically."""
     dtype = str(info.dtype).removeprefix("torch.")
@@ -117,6 +118,7 @@ def write_adapter(
         backbone={"model_type": info.model_type, "fingerprint": info.fingerprint, "dtype": dtype},
         max_length=max_length,
         columns=columns or {},
+        chat=chat,
     )
     write_tensors(folder / WEIGHTS_NAME, tensors, {"format": "pt"})
     write_json(folder / CONFIG_NAME, file.model_dump(mode="json"))
@@ -145,14 +147,5 @@ def read_adapter(folder: Path) -> SavedAdapter:
         raise BadInput(
             f"{path}: format {file.pac_format} is not known to this version, which reads {FORMAT}; update pac-core"
         )
-    return SavedAdapter(folder, file, config, _read_weights(folder / WEIGHTS_NAME))
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except FileNotFoundError as error:
-        raise BadInput(f"{path}: no such file; the adapter's weights are missing, train or copy it again") from error
-    except (SafetensorError, OSError) as error:
-        raise BadInput(f"{path}: damaged or cut short ({error}); train or copy it again") from error
-    return tensors
+    weights = read_tensors(folder / WEIGHTS_NAME, "the adapter's weights; train or copy it again")
+    return SavedAdapter(folder, file, config, weights)

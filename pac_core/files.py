@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pac_core.errors import BadInput, RunFailed
@@ -55,6 +55,21 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     """Write tensors as safetensors, atomically."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path, lambda place: save_file(whole, place, metadata))
+
+
+def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises:
+        BadInput: no such file, or a damaged one; ``what`` says what was looked for, and perhaps the way out.
+    """
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except FileNotFoundError as error:
+        raise BadInput(f"{path}: no such file; it should hold {what}") from error
+    except (SafetensorError, OSError) as error:
+        raise BadInput(f"{path}: damaged or cut short ({error}); it should hold {what}") from error
+    return tensors
 
 
 def read_json(path: Path, what: str) -> Any:

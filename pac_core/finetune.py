@@ -9,17 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-
 from pac_core.adapter_files import write_adapter
 from pac_core.config import RunConfig
 from pac_core.contracts.backbone import Backbone
 from pac_core.errors import BadInput
 from pac_core.events import CheckpointSaved, EpochDone, Event, RunFinished, RunStarted, StepDone
-from pac_core.files import check_writable, write_json, write_tensors
+from pac_core.files import check_writable, read_tensors, write_json, write_tensors
 from pac_core.model import PacModel
 from pac_core.registry import Registry
-from pac_core.runtime.checkpoint import BEST_NAME, STATE_NAME, Progress, load_checkpoint, save_checkpoint
+from pac_core.runtime.checkpoint import (
+    BEST_NAME,
+    STATE_NAME,
+    Progress,
+    check_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from pac_core.runtime.evaluate import evaluate, generated_metrics
 from pac_core.runtime.fill import Filled, calibrate, prefill, release
 from pac_core.runtime.interrupt import StopFlag
@@ -74,6 +79,7 @@ class FineTuner:
         plan = single_plan(self.config, loaded.model)
         loaded.model.reader.reopen = self._open_backbone
         try:
+            self._check_resumable(loaded)
             self._tell(RunStarted(self.config.plain(), loaded.model.trainable(), loaded.truncated))
             with StopFlag() as stop:
                 filled = self._fill(loaded, stop)
@@ -81,6 +87,14 @@ class FineTuner:
             return self._finish(loaded, progress, plan)
         finally:
             loaded.model.reader.close()
+
+    def _check_resumable(self, loaded: Loaded) -> None:
+        """Refuse a checkpoint that cannot be gone on from before anything that takes long is done."""
+        state, best = self.checkpoint / STATE_NAME, self.checkpoint / BEST_NAME
+        if self.config.resume and state.exists():
+            check_checkpoint(state, run_identity(self.config, loaded))
+            if best.exists():
+                read_tensors(best, "the best weights so far; run without --resume to start anew")
 
     def _fill(self, loaded: Loaded, stop: StopFlag) -> Filled:
         """Run the backbone ahead of training, unless epoch 1 is to do so as it goes."""
@@ -114,7 +128,7 @@ class FineTuner:
         while progress.epoch <= self.config.epochs and not self._out_of_patience(progress):
             progress = self._epoch(loaded, trainer, train_epoch(trainer, progress))
         if progress.best is not None and best.exists():
-            trainer.model.load_state_dict(load_file(best))
+            trainer.model.load_state_dict(read_tensors(best, "the best weights so far"))
         return progress
 
     def _trainer(self, loaded: Loaded, stop: StopFlag) -> Trainer:
@@ -202,6 +216,7 @@ class FineTuner:
             model.state_dict(),
             max_length=self.config.max_length,
             columns=self.config.columns,
+            chat=loaded.chat if model.task.generates else None,
         )
 
     def _generated(self, loaded: Loaded) -> dict[str, float]:

@@ -60,10 +60,10 @@ class RunView:
             self._phase = (event.epoch, event.phase)
             self._progress.remove_task(self._task)
             self._task = self._bar(phase_name(event), event.total)
+        self._progress.update(self._task, completed=event.done, total=event.total)
         speed = self._progress.tasks[-1].speed
-        rate = f"  {speed:,.0f}/s" if speed else ""
-        count = f"{event.done:,}/{event.total:,}{rate}"
-        self._progress.update(self._task, completed=event.done, total=event.total, count=count, note=note(event))
+        rate = f"  {speed:,.0f} samples/s" if speed else ""
+        self._progress.update(self._task, count=f"{event.done:,}/{event.total:,}{rate}", note=note(event))
 
 
 def phase_name(event: StepDone) -> str:
@@ -84,8 +84,11 @@ def note(event: StepDone) -> str:
 def epoch_line(event: EpochDone) -> str:
     """One line about a finished epoch."""
     record = event.record
-    scores = "  ".join(f"{name} {value:.4f}" for name, value in event.metrics.items())
-    return (
-        f"epoch {record['epoch']} ({record['phase']}): {record['seconds']:.1f} s  loss {record['loss']:.4f}  "
-        f"cache hits {record['cache_hits']:,}  backbone ran for {record['backbone_samples']:,}  {scores}"
-    ).rstrip()
+    scores = [f"{name} {value:.3f}" for name, value in event.metrics.items() if name != "loss"]
+    parts = (
+        f"epoch {record['epoch']} ({record['phase']}): {record['seconds']:.1f} s",
+        f"loss {record['loss']:.3f}",
+        f"cache hits {record['cache_hits']:,}/{record['samples']:,}",
+        *scores,
+    )
+    return "  ".join(parts)

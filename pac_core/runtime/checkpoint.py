@@ -60,6 +60,15 @@ def save_checkpoint(
     write_tensors(path, tensors, {"pac": text})
 
 
+def check_checkpoint(path: Path, identity: dict[str, Any]) -> None:
+    """Make sure that a run can go on from ``path``, before it does anything that takes long.
+
+    Raises:
+        BadInput: as `load_checkpoint`.
+    """
+    _check_identity(path, _read(path)[1]["identity"], identity)
+
+
 def load_checkpoint(
     path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
 ) -> Progress:

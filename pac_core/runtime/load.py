@@ -32,6 +32,7 @@ class Loaded:
         eval_samples: the evaluation data as text, for generated answers.
         encoder: turns further samples into examples the same way.
         truncated: samples of ``train`` and ``eval`` that were cut to the longest length.
+        chat: whether the training samples are chats.
     """
 
     model: PacModel
@@ -40,7 +41,8 @@ class Loaded:
     eval: list[Example]
     eval_samples: list[Sample]
     encoder: Encoder
-    truncated: int = 0
+    truncated: int
+    chat: bool
 
     @property
     def task(self) -> Task:
@@ -77,7 +79,8 @@ def load(config: RunConfig, registry: Registry) -> Loaded:
     side = registry.get("adapters", config.adapter.name)(backbone, config.adapter, target_stream(backbone.info, task))
     cache = open_cache(config, backbone, registry)
     model = PacModel(backbone, side, task, cache=cache, model_name=config.model)
-    return Loaded(model, tokenizer, train, evaluation, eval_samples, encoder, truncated)
+    chat = samples[0].messages is not None
+    return Loaded(model, tokenizer, train, evaluation, eval_samples, encoder, truncated, chat)
 
 
 def open_backbone(model: str, dtype: str, registry: Registry) -> Backbone:

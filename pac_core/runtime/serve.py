@@ -25,11 +25,19 @@ from pac_core.taps import pad_segments
 
 @dataclass(frozen=True, eq=False)
 class OpenAdapter:
-    """A trained adapter on its backbone."""
+    """A trained adapter on its backbone.
+
+    Attributes:
+        model: both in one.
+        encoder: turns samples into what the model reads.
+        columns: columns by role, as in training.
+        chat: whether what is asked is put to the model as a chat, as in training, or as a plain prompt.
+    """
 
     model: PacModel
     encoder: Encoder
     columns: dict[str, str]
+    chat: bool
 
     def read(self, data: str) -> list[Sample]:
         """Samples of a data file to predict; columns of labels and answers may be missing."""
@@ -47,7 +55,7 @@ class OpenAdapter:
             source = f"argument:{number}"
             _check_text(source, text)
             if task.generates:
-                found.append(Sample(source, prompt=text))
+                found.append(self.question(source, [Message("user", text)]))
             elif not task.pair:
                 found.append(Sample(source, text=text))
             else:
@@ -56,6 +64,12 @@ class OpenAdapter:
                     raise BadInput(f"{source}: this adapter takes pairs; separate the two texts with a TAB")
                 found.append(Sample(source, text=first, text_pair=second))
         return found
+
+    def question(self, source: str, messages: Sequence[Message]) -> Sample:
+        """What the model is asked: all turns of a chat, or the last one alone where it was trained on prompts."""
+        if self.chat:
+            return Sample(source, messages=tuple(messages))
+        return Sample(source, prompt=messages[-1].content)
 
     def score(self, data: str, *, batch_size: int = 32, max_new_tokens: int = 64) -> dict[str, float]:
         """Metrics on a data file with labels or answers."""
@@ -124,12 +138,15 @@ def open_adapter(
         max_length=max_length or saved.file.max_length,
         decoder_start=backbone.decoder_start(),
     )
-    return OpenAdapter(built, encoder, saved.file.columns)
+    chat = saved.file.chat
+    if chat is None:
+        chat = bool(encoder.tokenizer.chat_template) and not backbone.info.is_encoder_decoder
+    return OpenAdapter(built, encoder, saved.file.columns, chat)
 
 
 @dataclass
 class Conversation:
-    """Turns so far; each answer sees them all where the tokenizer has a chat template, else only the last message.
+    """Turns so far; each answer sees them all where the model was trained on chats, else only the last message.
 
     Where the turns leave no room for an answer in what the model takes, the oldest are no longer shown to it.
     """
@@ -174,9 +191,10 @@ class Conversation:
         _check_text("chat", text)
         encoder = self.opened.encoder
         while True:
-            alone = self.first == len(self.messages)
+            turns = [*self.messages[self.first :], Message("user", text)]
+            alone = len(turns) == 1
             try:
-                prompt = encoder.prompts([self._sample(text)])[0].segments[0]
+                prompt = encoder.prompts([self.opened.question("chat", turns)])[0].segments[0]
             except BadInput:
                 if alone:
                     raise
@@ -184,9 +202,3 @@ class Conversation:
                 if alone or encoder.limit is None or len(prompt) + self.max_new_tokens <= encoder.limit:
                     return prompt
             self.first += 2
-
-    def _sample(self, text: str) -> Sample:
-        has_template = getattr(self.opened.encoder.tokenizer, "chat_template", None)
-        if has_template and not self.opened.model.info.is_encoder_decoder:
-            return Sample("chat", messages=(*self.messages[self.first :], Message("user", text)))
-        return Sample("chat", prompt=text)

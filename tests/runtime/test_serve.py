@@ -90,14 +90,15 @@ def test_a_conversation_streams_what_predict_gives(trained: Any, family: str) ->
 
 
 def test_a_conversation_remembers_its_turns(trained: Any) -> None:
-    opened = open_adapter(trained("llama"))
+    turns = [{"role": "user", "content": "good film"}, {"role": "assistant", "content": "yes"}]
+    opened = open_adapter(trained("llama", [{"messages": turns}] * 12))
     one, two = opened.conversation(max_new_tokens=3), opened.conversation(max_new_tokens=3)
     list(one.answer("good film"))
     assert [m.role for m in one.messages] == ["user", "assistant"]
     for talk in (one, two):
         list(talk.answer("who was it"))
     assert len(one.messages) == 4
-    lengths = [len(opened.encoder.prompts([t._sample("")])[0].segments[0]) for t in (one, two)]
+    lengths = [len(talk._prompt("so")) for talk in (one, two)]
     assert lengths[0] > lengths[1]
 
 

@@ -58,7 +58,8 @@ class DiskStore(Store):
             self.path.mkdir(parents=True, exist_ok=True)
             self.refresh()
         except OSError as error:
-            raise BadInput(f"cannot use {self.path} as a cache folder: {error.strerror or error}") from error
+            reason = error.strerror or error
+            raise BadInput(f"cannot use {self.path} as a cache folder: {reason}; choose another") from error
 
     # reading
 
