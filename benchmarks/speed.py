@@ -136,7 +136,6 @@ def run_pac(method: str, folder: Path, options: argparse.Namespace) -> list[floa
     from pac_core.config import OptimizerConfig
     from pac_core.contracts.backbone import DECODER, ENCODER
     from pac_core.examples import Example, Segment, Task
-    from pac_core.runtime.ahead import read_ahead
     from pac_core.runtime.optimizer import clip, make_optimizer
 
     if method == "pac_fill":
@@ -159,9 +158,8 @@ def run_pac(method: str, folder: Path, options: argparse.Namespace) -> list[floa
     optimizer = make_optimizer(model, OptimizerConfig())
     model.train()
     seconds = []
-    found = read_ahead(model.reader, data) if method == "pac_cached" else ((b, model.reader.read(b)) for b in data)
     began = time.perf_counter()
-    for rows, taps in found:
+    for rows, taps in model.reader.read_each(data):
         optimizer.zero_grad()
         model.loss(rows, taps).backward()
         clip(model, 1.0)

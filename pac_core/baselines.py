@@ -44,6 +44,7 @@ class BaselineSettings:
         train, eval: data files.
         method: ``"lora"`` (r = 8 on query and value) or ``"full"``.
         lr: peak learning rate, of the head too.
+        test: a further data file that is scored after every epoch, None for none.
         epochs, batch_size, seed: as in `pac_core.config.RunConfig`.
     """
 
@@ -55,6 +56,7 @@ class BaselineSettings:
     epochs: int = 3
     batch_size: int = 32
     seed: int = 0
+    test: str | None = None
 
 
 class Baseline(nn.Module):
@@ -99,7 +101,7 @@ def run_baseline(settings: BaselineSettings, say: Callable[[str], None] = lambda
     Returns:
         ``{"epochs": [{"epoch", "seconds", "loss", "eval"}], "eval", "peak_rss_bytes", "trainable_params"}``
     """
-    task, train, evaluation = _data(settings)
+    task, train, evaluation, test = _data(settings)
     torch.manual_seed(settings.seed)
     model = Baseline(settings.model, settings.method, task.outputs)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -128,6 +130,8 @@ def run_baseline(settings: BaselineSettings, say: Callable[[str], None] = lambda
         seconds = time.perf_counter() - began
         scores = _evaluate(model, task, evaluation, scale)
         records.append({"epoch": epoch, "seconds": seconds, "loss": float(np.mean(losses)), "eval": scores})
+        if test:
+            records[-1]["test"] = _evaluate(model, task, test, scale)
         say(f"{settings.method} epoch {epoch}: {seconds:.1f} s  loss {records[-1]['loss']:.4f}")
     return {
         "settings": asdict(settings),
@@ -138,12 +142,13 @@ def run_baseline(settings: BaselineSettings, say: Callable[[str], None] = lambda
     }
 
 
-def _data(settings: BaselineSettings) -> tuple[Task, list[Example], list[Example]]:
+def _data(settings: BaselineSettings) -> tuple[Task, list[Example], list[Example], list[Example]]:
     samples = read_samples(settings.train)
     info = load_backbone(BackboneSource(path=settings.model, layers={"encoder": (0, 0)}), Registry()).info
     task = infer_task(samples, info=info)
     encoder = Encoder(load_tokenizer(settings.model), task, info)
-    return task, encoder(samples), encoder(read_samples(settings.eval))
+    test = [] if settings.test is None else encoder(read_samples(settings.test))
+    return task, encoder(samples), encoder(read_samples(settings.eval)), test
 
 
 def _tensors(batch: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor | None]:

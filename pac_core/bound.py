@@ -133,6 +133,10 @@ class BoundCache:
         self.codec.decode(payload, out, False)
         return out
 
+    def prefetch(self, keys: Sequence[bytes]) -> None:
+        """A hint that `load` will be asked for these keys next."""
+        self._store.prefetch_many(keys)
+
     def flush(self) -> None:
         """Return once all entries put so far survive a kill."""
         self._store.flush()

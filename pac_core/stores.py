@@ -126,6 +126,9 @@ class CompressingStore(Store):
     def get_many(self, keys: Sequence[bytes]) -> list[Buffer | None]:
         return [None if value is None else self._unpack(memoryview(value)) for value in self.inner.get_many(keys)]
 
+    def prefetch_many(self, keys: Sequence[bytes]) -> None:
+        self.inner.prefetch_many(keys)
+
     def _unpack(self, value: memoryview) -> Buffer:
         """The raw value; empty if damaged."""
         header = self._header(value)

@@ -109,6 +109,9 @@ class Store(ABC):
     def refresh(self) -> None:  # noqa: B027 - most stores have nothing to do
         """Notice what other processes wrote since; a no-op where `shared` is false."""
 
+    def prefetch_many(self, keys: Sequence[bytes]) -> None:  # noqa: B027 - most stores have nothing to do
+        """A hint that ``get_many`` will be asked for these keys next; returns at once. Default: nothing to do."""
+
     def compact(self) -> int:
         """Give back room held by deleted entries; returns the bytes freed. Default: nothing to do."""
         return 0

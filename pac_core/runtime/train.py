@@ -14,7 +14,6 @@ from pac_core.config import RunConfig
 from pac_core.contracts.adapter import Taps
 from pac_core.examples import Example, length_batches
 from pac_core.model import PacModel
-from pac_core.runtime.ahead import read_ahead
 from pac_core.runtime.checkpoint import Progress, save_checkpoint
 from pac_core.runtime.interrupt import StopFlag
 from pac_core.runtime.optimizer import clip, cut, lr_factor, set_rates
@@ -60,7 +59,7 @@ def train_epoch(trainer: Trainer, progress: Progress) -> Progress:
     done = sum(map(len, batches[: progress.step]))
     saved = shown = time.monotonic()
     began = time.perf_counter() - progress.seconds
-    for batch, micro in steps(trainer, batches[progress.step :], cached=model.backbone.released):
+    for batch, micro in steps(trainer, batches[progress.step :]):
         torch.manual_seed(step_seed(config.seed, progress.epoch, progress.step))
         loss = optimizer_step(
             trainer, batch, micro, rate(trainer.steps_per_epoch * (progress.epoch - 1) + progress.step)
@@ -99,14 +98,11 @@ def step_seed(seed: int, epoch: int, step: int) -> int:
 Micro = tuple[Sequence[Example], dict[str, Taps]]
 
 
-def steps(
-    trainer: Trainer, batches: Sequence[list[int]], *, cached: bool
-) -> Iterator[tuple[list[Example], Iterator[Micro]]]:
-    """Each batch with an iterator over its micro-batches and their taps, read ahead where no backbone runs."""
+def steps(trainer: Trainer, batches: Sequence[list[int]]) -> Iterator[tuple[list[Example], Iterator[Micro]]]:
+    """Each batch with an iterator over its micro-batches and their taps."""
     parts = [[[b[i] for i in piece] for piece in cut(len(b), trainer.config.micro_batch_size)] for b in batches]
     wanted = ([trainer.examples[i] for i in piece] for pieces in parts for piece in pieces)
-    reader = trainer.model.reader
-    found = read_ahead(reader, wanted) if cached else ((part, reader.read(part)) for part in wanted)
+    found = trainer.model.reader.read_each(wanted)
     for batch, pieces in zip(batches, parts):
         yield [trainer.examples[i] for i in batch], (next(found) for _ in pieces)
 

@@ -176,3 +176,20 @@ def test_rows_pad_and_unpad() -> None:
     assert torch.equal(padded[~made.mask], torch.zeros(3, 2))
     assert torch.equal(made.unpad(padded), values)
     assert made.row_of.tolist() == [0, 0, 1, 1, 1, 2]
+
+
+def test_reading_batch_after_batch_gives_what_reading_each_gives(reader: Make) -> None:
+    reading = reader()
+    batches = [texts([3, 5]), texts([2]), texts([7, 1, 4])]
+    expected = [reading.read(batch)[ENCODER].values.clone() for batch in batches]
+    count = 0
+    for (batch, taps), wanted in zip(reading.read_each(batches), expected, strict=True):
+        assert batch is batches[count]
+        assert torch.equal(taps[ENCODER].values, wanted)
+        count += 1
+    assert count == 3
+
+
+def test_reading_batch_after_batch_uses_one_place_in_memory(reader: Make) -> None:
+    places = {taps[ENCODER].values.data_ptr() for _, taps in reader().read_each([texts([6]), texts([4]), texts([2])])}
+    assert len(places) == 1

@@ -1,6 +1,5 @@
 """Optimiser steps: micro-batches, rates, groups, reading ahead."""
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 from pac_core.config import OptimizerConfig, RunConfig
 from pac_core.examples import IGNORE
 from pac_core.registry import Registry
-from pac_core.runtime.ahead import read_ahead
 from pac_core.runtime.interrupt import StopFlag
 from pac_core.runtime.load import Loaded, load
 from pac_core.runtime.optimizer import clip, cut, lr_factor, make_optimizer, set_rates
@@ -45,7 +43,7 @@ def gradients(config: RunConfig, loaded: Loaded, batch: list[int]) -> tuple[floa
     """Loss and gradients of one step that does not move the weights."""
     optimizer = torch.optim.SGD([{"params": list(loaded.model.parameters()), "peak": 0.0}], lr=0.0)
     trainer = Trainer(config, loaded.model, optimizer, loaded.train, 1, Path("x"), {}, StopFlag(), lambda *a: None)
-    ((examples, micro),) = steps(trainer, [batch], cached=False)
+    ((examples, micro),) = steps(trainer, [batch])
     loss = optimizer_step(trainer, examples, micro, 1.0)
     named = loaded.model.named_parameters()
     return loss, {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in named}
@@ -134,43 +132,3 @@ def test_gradients_are_scaled_down_to_the_norm(norm: float | None, expected: flo
 def test_batches_are_cut_into_runs() -> None:
     assert cut(5, 2) == [[0, 1], [2, 3], [4]]
     assert cut(5, None) == [[0, 1, 2, 3, 4]]
-
-
-class Reader:
-    """Reads numbers, and notes which."""
-
-    def __init__(self, broken: int = -1) -> None:
-        self.seen: list[int] = []
-        self.rooms: list[Any] = []
-        self.broken = broken
-
-    def read(self, batch: Any, room: Any = None) -> Any:
-        self.seen.append(batch)
-        self.rooms.append(room)
-        if batch == self.broken:
-            raise OSError("gone")
-        return batch * 10
-
-
-def test_reading_ahead_keeps_the_order_and_stays_one_batch_ahead() -> None:
-    reader: Any = Reader()
-    for count, (batch, result) in enumerate(read_ahead(reader, range(5)), start=1):
-        assert result == batch * 10
-        assert len(reader.seen) <= count + 1
-    assert reader.seen == list(range(5))
-
-
-def test_memory_of_a_batch_is_not_taken_while_it_may_be_in_use() -> None:
-    reader: Any = Reader()
-    list(read_ahead(reader, range(6)))
-    for at in range(4):
-        assert len({id(room) for room in reader.rooms[at : at + 3]}) == 3
-
-
-def test_reading_ahead_raises_where_the_result_would_come() -> None:
-    reader: Any = Reader(broken=2)
-    items = read_ahead(reader, range(5))
-    assert [next(items), next(items)] == [(0, 0), (1, 10)]
-    with pytest.raises(OSError, match="gone"):
-        next(items)
-    assert not [t for t in threading.enumerate() if t.name.startswith("pac-read")]

@@ -69,6 +69,14 @@ class DiskStore(Store):
             self._window.turn()
         return [self._get(key) for key in keys]
 
+    def prefetch_many(self, keys: Sequence[bytes]) -> None:
+        with self._lock:
+            self._check_open()
+            places = [self._index.get(key) for key in keys]
+        for place in places:
+            if place is not None:
+                self._window.prefetch(place.shard, place.record)
+
     def _get(self, key: bytes) -> Buffer | None:
         for _ in range(3):  # another process may compact the shard away meanwhile
             with self._lock:

@@ -1,4 +1,4 @@
-"""Views of memory-mapped shards, with the memory that they take kept to the last two calls."""
+"""Views of memory-mapped shards, with the memory that they take kept to the last call."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import errno
 import mmap
 import os
 import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from pathlib import Path
 
 from pac_plugins.stores.shard import Record, Shard
@@ -22,20 +22,19 @@ Range = tuple[mmap.mmap, int, int]
 class Window:
     """Hands out read-only views of records.
 
-    Mapped pages count as memory of the process. After the next-but-one `turn` the pages of a view are given back; the
+    Mapped pages count as memory of the process. At the next `turn` the pages of a view are given back; the
     view stays right, since its pages would simply be read again.
     """
 
     def __init__(self) -> None:
         self._maps: OrderedDict[Path, mmap.mmap] = OrderedDict()
-        self._ranges: deque[list[Range]] = deque([[]])
+        self._ranges: list[Range] = []
         self._lock = threading.Lock()
 
     def turn(self) -> None:
-        """A new call begins: give back the pages of the call before the last."""
+        """A new call begins: give back the pages of the last one."""
         with self._lock:
-            self._ranges.append([])
-            old = self._ranges.popleft() if len(self._ranges) > 2 else []
+            old, self._ranges = self._ranges, []
         for mapped, start, length in old:
             with contextlib.suppress(OSError, ValueError):
                 mapped.madvise(mmap.MADV_DONTNEED, start, length)
@@ -55,8 +54,17 @@ class Window:
         if not _readable(mapped, start, last - start):
             return memoryview(b"")
         with self._lock:
-            self._ranges[-1].append((mapped, start, last - start))
+            self._ranges.append((mapped, start, last - start))
         return memoryview(mapped)[first:last]
+
+    def prefetch(self, shard: Shard, record: Record) -> None:
+        """Let the system begin to read a record from disk; a shard that is gone is no concern of a hint."""
+        start = record.value_at // _PAGE * _PAGE
+        with contextlib.suppress(OSError, ValueError):
+            with self._lock:
+                mapped = self._map(shard.path, record.value_at + record.length)
+            if mapped is not None and record.length:
+                mapped.madvise(mmap.MADV_WILLNEED, start, record.value_at + record.length - start)
 
     def _map(self, path: Path, size: int) -> mmap.mmap | None:
         """A map of a shard of at least ``size`` bytes, made anew if the file has grown; None if the file is shorter."""
@@ -80,7 +88,7 @@ class Window:
         """Drop all maps; views in use keep theirs alive."""
         with self._lock:
             self._maps.clear()
-            self._ranges = deque([[]])
+            self._ranges = []
 
 
 def _readable(mapped: mmap.mmap, start: int, length: int) -> bool:
