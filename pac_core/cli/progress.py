@@ -85,10 +85,5 @@ def epoch_line(event: EpochDone) -> str:
     """One line about a finished epoch."""
     record = event.record
     scores = [f"{name} {value:.3f}" for name, value in event.metrics.items() if name != "loss"]
-    parts = (
-        f"epoch {record['epoch']} ({record['phase']}): {record['seconds']:.1f} s",
-        f"loss {record['loss']:.3f}",
-        f"cache hits {record['cache_hits']:,}/{record['samples']:,}",
-        *scores,
-    )
-    return "  ".join(parts)
+    took = f"{record['seconds']:.1f} s, loss {record['loss']:.3f}, cache hits {record['cache_hits']:,}"
+    return f"epoch {record['epoch']} ({record['phase']}): {', '.join((took, *scores))}"
