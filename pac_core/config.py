@@ -15,7 +15,9 @@ from pac_core.errors import BadInput
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True, allow_inf_nan=False
+    )
 
 
 class CacheConfig(_Part):
@@ -69,9 +71,9 @@ class GenerationConfig(_Part):
 class RunConfig(_Part):
     """Everything that decides what a run does."""
 
-    model: str
+    model: str = Field(min_length=1)
     """Folder or hub id of the frozen model."""
-    train: str
+    train: str = Field(min_length=1)
     """Training data: a .jsonl, .csv, .tsv or .json file, or a data set id."""
     eval: str | None = None
     """Evaluation data, in the same form."""
@@ -100,7 +102,7 @@ class RunConfig(_Part):
     """Number format of the backbone's weights."""
     fill: Literal["auto", "prefill", "train-while-fill"] = "auto"
     """prefill runs the backbone over sorted samples before epoch 1; train-while-fill does so as epoch 1 needs them."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of initialisation, order and dropout."""
     early_stopping: int | None = Field(default=None, gt=0)
     """Stop after this many epochs without a better evaluation."""
@@ -124,6 +126,7 @@ class RunConfig(_Part):
         try:
             text = path.read_text(encoding="utf-8")
             tree = yaml.safe_load(text) or {}
+            lines = _lines(yaml.compose(text))
         except FileNotFoundError as error:
             raise BadInput(
                 f"{path}: no such file; give a YAML configuration or the flags --model and --train"
@@ -134,9 +137,11 @@ class RunConfig(_Part):
             mark = getattr(error, "problem_mark", None)
             line = "" if mark is None else f":{mark.line + 1}"
             raise BadInput(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
+        except RecursionError as error:
+            raise BadInput(f"{path}: an anchor (&) holds an alias (*) of itself; write the values out") from error
         if not isinstance(tree, dict):
             raise BadInput(f"{path}: the configuration must be a mapping of keys to values")
-        return cls.build(tree, overrides, source=str(path), lines=_lines(yaml.compose(text)))
+        return cls.build(tree, overrides, source=str(path), lines=lines)
 
     @classmethod
     def build(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 from pac_core.adapter_files import write_adapter
 from pac_core.config import RunConfig
 from pac_core.contracts.backbone import Backbone
-from pac_core.errors import BadInput
+from pac_core.errors import BadInput, RunFailed
 from pac_core.events import CheckpointSaved, EpochDone, Event, RunFinished, RunStarted, StepDone
 from pac_core.files import check_writable, read_tensors, write_json, write_tensors
 from pac_core.model import PacModel
@@ -156,7 +157,9 @@ class FineTuner:
         model = loaded.model
         assert model.reader.cache is not None
         model.reader.cache.flush()
+        self._check_finite(progress.epoch, progress.loss_sum)
         metrics = self._evaluate(loaded, progress.epoch) if loaded.eval else {}
+        self._check_finite(progress.epoch, metrics.get("loss", 0.0))
         self._release(loaded)
         record = epoch_record(progress, loaded.train, metrics)
         value = watched(metrics)
@@ -174,6 +177,14 @@ class FineTuner:
         self._tell(CheckpointSaved(trainer.checkpoint))
         self._tell(EpochDone(record, metrics))
         return progress
+
+    def _check_finite(self, epoch: int, loss: float) -> None:
+        """Stop a run whose training has diverged, before it overwrites anything."""
+        if not math.isfinite(loss):
+            raise RunFailed(
+                f"training diverged: the loss of epoch {epoch} is {loss}; lower --lr, which is "
+                f"{self.config.optimizer.lr:g}"
+            )
 
     def _release(self, loaded: Loaded) -> None:
         """Free the backbone once the cache holds everything; say so if it cannot be freed."""

@@ -51,6 +51,9 @@ def half(file: Path) -> None:
         (["--set", "cache.dtyp=int8"], "'cache.dtyp' is not a key of the configuration; did you mean 'dtype'?"),
         (["--set", "columns=[a"], "--set columns=[a: the value is not valid YAML"),
         (["--epochs", 0], "epochs = 0: input should be greater than 0"),
+        (["--lr", "inf"], "optimizer.lr = inf: input should be a finite number"),
+        (["--seed", -1], "seed = -1: input should be greater than or equal to 0"),
+        (["--train", ""], "train = ''"),
         (["--task", "regresion"], "task = 'regresion': input should be 'auto', 'classification'"),
         (["--cache-dtype", "int4"], "cache.dtype = 'int4'"),
         (["--devices", 2], "this version trains on one device: leave --devices, --transport and --scheduler out"),
@@ -80,6 +83,7 @@ def test_settings(refuses: Refuses, arguments: list[object], told: str) -> None:
         ("model: m\ntrain: t\n\nepochs: many\n", ":4: epochs = 'many': input should be a valid integer"),
         ("model: m\n", ": 'train' is not set; give it in the configuration or as --train"),
         (b"model: \xff\n", ": cannot be read"),
+        ("model: &a {b: *a}\n", ": an anchor (&) holds an alias (*) of itself"),
     ],
 )
 def test_a_configuration_file(refuses: Refuses, tmp_path: Path, content: str | bytes, told: str) -> None:
@@ -147,6 +151,24 @@ def test_a_text_that_is_too_long(refuses: Refuses, write: Any) -> None:
 
 def test_one_label_only(refuses: Refuses, write: Any) -> None:
     assert "two classes at least" in refuses("--train", write("one.jsonl", [{"text": "the film", "label": "kind"}] * 3))
+
+
+@pytest.mark.parametrize("with_eval", [False, True], ids=["train", "eval"])
+def test_training_that_diverges_fails_and_keeps_what_was_saved(
+    pac: Any, trained: Any, data_of: Any, checkpoint: Any, snapshot: Any, tmp_path: Path, with_eval: bool
+) -> None:
+    out = Path(shutil.copytree(trained("reviews"), tmp_path / "out"))
+    data = data_of(trained("reviews"))
+    given = ["--model", checkpoint("bert"), "--train", data, "--output", out, "--cache-dir", tmp_path / "cache"]
+    more = ["--eval", data] if with_eval else []
+    before = snapshot(out)
+    ended = pac("finetune", *given, *more, "--reduction", 2, "--lr", 1e30, "--batch-size", 8, "--json")
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err.splitlines()[-1].startswith("error: training diverged: the loss of epoch 1 is ")
+    after = snapshot(out)
+    assert {name: after[name] for name in before if "checkpoint" not in name} == {
+        name: content for name, content in before.items() if "checkpoint" not in name
+    }
 
 
 # Places.
