@@ -2,8 +2,9 @@
 
     python benchmarks/end_to_end.py --rows 3000 --epochs 3 10 --output end-to-end.json
 
-For each number of epochs: PAC with an empty cache, PAC again with the cache that the first run left, and LoRA (r = 8 on
-query and value, by PEFT). ``train_s`` is the time of all epochs with filling, as each reports it; ``wall_s`` that of the
+For each number of epochs: PAC with an empty cache, PAC again with the cache that the first run left, and LoRA (PEFT,
+r = 8 on query and value). ``train_s`` is the time of all epochs with filling, as each reports it, ``wall_s`` that of
+the whole process, with start-up and evaluation. Accuracy is of the validation file after the last epoch.
 """
 
 from __future__ import annotations

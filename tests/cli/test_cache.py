@@ -7,36 +7,28 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import typer
-from typer.testing import CliRunner
 
 from pac_core.cache import ActivationCache
-from pac_core.cli import cache as command
 from pac_core.cli.cache import parse_age, parse_size
 from pac_core.contracts.backbone import BackboneInfo, Stream
-from pac_core.errors import BadInput, PacError
+from pac_core.errors import BadInput
 from pac_core.examples import Segment
 
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run() -> Run:
+def run(pac: Any) -> Run:
     """Runs ``pac cache ...``; returns exit code, stdout and stderr."""
-    app = typer.Typer()
-    command.add(app)
-    app.callback()(lambda: None)
 
     def call(*arguments: object, answer: str = "") -> tuple[int, str, str]:
-        result = CliRunner().invoke(app, ["cache", *map(str, arguments)], input=answer)
-        if isinstance(result.exception, PacError):
-            return result.exception.exit_code, result.stdout, f"error: {result.exception}"
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        return result.exit_code, result.stdout, result.stderr
+        ended = pac("cache", *arguments, stdin=answer)
+        return ended.code, ended.out, ended.err
 
     return call
 
