@@ -58,9 +58,10 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_unwritten()
         return 1
     except OSError as error:
+        _drop_unwritten()
         return _failed(str(error), 1)
     return code
 
@@ -73,6 +74,14 @@ def say(text: str) -> None:
 def emit(data: dict[str, Any]) -> None:
     """Print one JSON object on stdout: the answer of a command run with ``--json``."""
     print(json.dumps(data, ensure_ascii=False, allow_nan=False, default=str), flush=True)
+
+
+def _drop_unwritten() -> None:
+    """Let output that cannot be written go, or the interpreter would complain of it at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _failed(message: str, code: int) -> int:
