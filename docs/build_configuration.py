@@ -51,7 +51,7 @@ def section(title: str, model: type[BaseModel], above: str) -> str:
     lines = [f"## {title}", "", "| key | values | default | meaning |", "| --- | --- | --- | --- |"]
     for name, field in model.model_fields.items():
         if part_of(field) is None:
-            meaning = tidy(field.description or described[name])
+            meaning = tidy(field.description or described[name], get_args(field.annotation))
             lines.append(f"| `{above}{name}` | {values(field)} | {default(field)} | {meaning} |")
     return "\n".join([*lines, ""])
 
@@ -69,10 +69,12 @@ def attributes(model: type[BaseModel]) -> dict[str, str]:
     return {name: " ".join(text.split()) for name, text in entries}
 
 
-def tidy(text: str) -> str:
-    """One line of Markdown."""
+def tidy(text: str, literals: tuple[Any, ...]) -> str:
+    """One line of Markdown; a symbol or value that it begins with keeps its case."""
     one_line = " ".join(text.replace("``", "`").split())
-    return (one_line[0].upper() + one_line[1:]).replace("|", "\\|").rstrip(".") + "."
+    first = one_line.split()[0].strip(";")
+    start = one_line[0] if len(first) == 1 or first in literals else one_line[0].upper()
+    return (start + one_line[1:]).replace("|", "\\|").rstrip(".") + "."
 
 
 def values(field: FieldInfo) -> str:
