@@ -19,13 +19,13 @@ from pac_core.alignment import match_statistics, statistics_width
 from pac_core.backbones import load_backbone
 from pac_core.cache import ActivationCache
 from pac_core.contracts.adapter import AdapterConfig, ParallelAdapterConfig, Rows, SideNetwork, Taps
-from pac_core.contracts.backbone import DECODER, ENCODER, Backbone, BackboneInfo, BackboneSource, tap_indices
-from pac_core.errors import BadInput
+from pac_core.contracts.backbone import DECODER, Backbone, BackboneInfo, BackboneSource, tap_indices
 from pac_core.examples import IGNORE, Example, Task
 from pac_core.heads import Pooled, PooledHead, peaks
 from pac_core.inputs import examples_from_tensors
 from pac_core.registry import Registry
 from pac_core.taps import TapReader
+from pac_core.tasks import target_stream, task_of_model
 
 
 @dataclass
@@ -337,31 +337,3 @@ def decoder_places(rows: Rows, given: Tensor | None) -> Tensor:
     assert given is not None
     lengths = torch.tensor(rows.lengths, device=given.device)
     return torch.arange(given.shape[1], device=given.device)[None] < lengths[:, None]
-
-
-def target_stream(info: BackboneInfo, task: Task) -> str:
-    """The stream whose last hidden states answer the task: an encoder suffices where nothing is generated."""
-    names = [stream.name for stream in info.streams]
-    if task.generates:
-        if DECODER not in names:
-            raise BadInput(f"task {task.kind} needs a model that generates; {info.model_type} is an encoder")
-        return DECODER
-    return ENCODER if ENCODER in names else DECODER
-
-
-def task_of_model(model: Any) -> Task:
-    """The task that a transformers model's class stands for.
-
-    Raises:
-        BadInput: the class stands for none.
-    """
-    name = type(model).__name__
-    if name.endswith("ForSequenceClassification"):
-        if model.config.num_labels == 1:
-            return Task("regression")
-        return Task("classification", tuple(str(model.config.id2label[i]) for i in range(model.config.num_labels)))
-    if name.endswith("ForConditionalGeneration"):
-        return Task("seq2seq")
-    if name.endswith(("ForCausalLM", "LMHeadModel")):
-        return Task("causal-lm")
-    raise BadInput(f"{name} does not say what is to be predicted; pass task=Task(...), or a model with a task head")

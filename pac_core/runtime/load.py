@@ -17,8 +17,9 @@ from pac_core.data import Sample, infer_task, read_samples
 from pac_core.encoding import Encoder, load_tokenizer
 from pac_core.errors import BadInput
 from pac_core.examples import Example, Task
-from pac_core.model import PacModel, target_stream
+from pac_core.model import PacModel
 from pac_core.registry import Registry
+from pac_core.tasks import target_stream
 
 
 @dataclass(frozen=True, eq=False)
