@@ -93,7 +93,7 @@ class TapReader:
 
         The taps lie in memory that is used again, so they are valid until the next batch is asked for. Decoding is not
         put on a thread of its own: it takes a fortieth of a step, and a second pool of compute threads slows the step
-        down by a third (docs/benchmarks.md).
+        down by a third (docs/decisions/004-no-read-ahead-thread.md).
         """
         room = Room()
         current: Sequence[Example] | None = None

@@ -38,7 +38,7 @@ class BottleneckSideNetwork(SideNetwork):
     def __init__(self, info: BackboneInfo, config: AdapterConfig, target: str) -> None:
         super().__init__(info, config, target)
         width = side_widths(info, config).state
-        self.first_width = width
+        self.state_width = width
         taps = tap_indices(info.stream(target).layers, config.tap_every)
         self.last = len(taps) - 1
         self.first_read: nn.Linear | None = nn.Linear(info.hidden_size, width)
@@ -52,7 +52,7 @@ class BottleneckSideNetwork(SideNetwork):
 
     @property
     def width(self) -> int:
-        return self.first_width
+        return self.state_width
 
     @property
     def reads(self) -> tuple[str, ...]:
