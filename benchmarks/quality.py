@@ -79,25 +79,22 @@ def run_jobs(options: argparse.Namespace) -> None:
 
 
 def jobs(done: list[dict[str, Any]], methods: list[str], tasks: list[str]) -> Iterator[Job]:
-    """What is left: every rate with seed 0, then the other seeds at the rate that is best on the development split."""
+    """What is left: two rates with seed 0, the other seeds at the rate that is best on the development split, then
+    the third rate (and, where it wins, its seeds, since this is asked anew after every job)."""
+    pairs = [(task, method) for task in tasks for method in methods]
+    first = [
+        Job(method, task, lr, 0) for lr_index in (0, 1) for task, method in pairs for lr in [RATES[method][lr_index]]
+    ]
+    seeds = [Job(method, task, best_rate(done, method, task), seed) for seed in SEEDS[1:] for task, method in pairs]
+    last = [Job(method, task, RATES[method][2], 0) for task, method in pairs]
     known = {(r["method"], r["task"], r["lr"], r["seed"]) for r in done}
-    for place in range(max(map(len, RATES.values()))):
-        for task in tasks:
-            for method in methods:
-                if place < len(RATES[method]) and (method, task, RATES[method][place], 0) not in known:
-                    yield Job(method, task, RATES[method][place], 0)
-    for seed in SEEDS[1:]:
-        for task in tasks:
-            for method in methods:
-                lr = best_rate(done, method, task)
-                if lr is not None and (method, task, lr, seed) not in known:
-                    yield Job(method, task, lr, seed)
+    yield from (job for job in first + seeds + last if (job.method, job.task, job.lr, job.seed) not in known)
 
 
-def best_rate(done: list[dict[str, Any]], method: str, task: str) -> float | None:
-    """The learning rate with the best development score of seed 0."""
+def best_rate(done: list[dict[str, Any]], method: str, task: str) -> float:
+    """The learning rate with the best development score of seed 0; the first one before there is a score."""
     found = [r for r in done if (r["method"], r["task"], r["seed"]) == (method, task, 0)]
-    return max(found, key=lambda r: r["dev"])["lr"] if found else None
+    return max(found, key=lambda r: r["dev"])["lr"] if found else RATES[method][0]
 
 
 def run_pac(job: Job, model: str, work: Path) -> dict[str, Any]:
@@ -133,10 +130,9 @@ def run_other(job: Job, model: str, work: Path) -> dict[str, Any]:
     settings = BaselineSettings(
         model, files["train"], files["dev"], job.method, job.lr, EPOCHS, seed=job.seed, test=files["test"]
     )
-    records = run_baseline(settings)["epochs"]
-    scores = [(score(job.task, r["eval"]), score(job.task, r["test"])) for r in records]
-    dev, test = max(scores)
-    return {"dev": dev, "test": test, "epochs": [(s, r["seconds"]) for (s, _), r in zip(scores, records)]}
+    result = run_baseline(settings)
+    epochs = [(score(job.task, e["eval"]), e["seconds"]) for e in result["epochs"]]
+    return {"dev": max(s for s, _ in epochs), "test": score(job.task, result["test"]), "epochs": epochs}
 
 
 def score(task: str, metrics: dict[str, float]) -> float:

@@ -7,6 +7,7 @@ prints one JSON object. It trains on the same examples, batches and schedule as 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from pac_core.data import infer_task, read_samples
 from pac_core.encoding import Encoder, load_tokenizer
 from pac_core.errors import BadInput
 from pac_core.examples import Example, Task, length_batches
-from pac_core.metrics import compute_metrics
+from pac_core.metrics import compute_metrics, watched
 from pac_core.registry import Registry
 from pac_core.runtime.optimizer import lr_factor, set_rates
 from pac_core.runtime.report import peak_rss_bytes
@@ -44,7 +45,7 @@ class BaselineSettings:
         train, eval: data files.
         method: ``"lora"`` (r = 8 on query and value) or ``"full"``.
         lr: peak learning rate, of the head too.
-        test: a further data file that is scored after every epoch, None for none.
+        test: a further data file that is scored at the epoch that is best on ``eval``, None for none.
         epochs, batch_size, seed: as in `pac_core.config.RunConfig`.
     """
 
@@ -99,9 +100,10 @@ def run_baseline(settings: BaselineSettings, say: Callable[[str], None] = lambda
     """Train and evaluate after every epoch.
 
     Returns:
-        ``{"epochs": [{"epoch", "seconds", "loss", "eval"}], "eval", "peak_rss_bytes", "trainable_params"}``
+        ``{"epochs": [{"epoch", "seconds", "loss", "eval"}], "eval", "test", "peak_rss_bytes", "trainable_params"}``
     """
     task, train, evaluation, test = _data(settings)
+    tested: dict[str, float] | None = None
     torch.manual_seed(settings.seed)
     model = Baseline(settings.model, settings.method, task.outputs)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -111,7 +113,7 @@ def run_baseline(settings: BaselineSettings, say: Callable[[str], None] = lambda
     numbers = [float(e.target) for e in train if isinstance(e.target, int | float)]
     scale = (float(np.mean(numbers)), float(np.std(numbers)) or 1.0)
     steps = -(-len(train) // settings.batch_size) * settings.epochs
-    rate, step, records = lr_factor(OptimizerConfig(), steps), 0, []
+    rate, step, records, best = lr_factor(OptimizerConfig(), steps), 0, [], -math.inf
     for epoch in range(1, settings.epochs + 1):
         began, losses = time.perf_counter(), []
         model.train()
@@ -130,11 +132,14 @@ def run_baseline(settings: BaselineSettings, say: Callable[[str], None] = lambda
         seconds = time.perf_counter() - began
         scores = _evaluate(model, task, evaluation, scale)
         records.append({"epoch": epoch, "seconds": seconds, "loss": float(np.mean(losses)), "eval": scores})
-        if test:
-            records[-1]["test"] = _evaluate(model, task, test, scale)
+        value = watched(scores)
+        assert value is not None
+        if test and value > best:
+            best, tested = value, _evaluate(model, task, test, scale)
         say(f"{settings.method} epoch {epoch}: {seconds:.1f} s  loss {records[-1]['loss']:.4f}")
     return {
         "settings": asdict(settings),
+        "test": tested,
         "epochs": records,
         "eval": records[-1]["eval"],
         "peak_rss_bytes": peak_rss_bytes(),

@@ -16,6 +16,7 @@ from pac_core.contracts.backbone import Backbone
 from pac_core.errors import BadInput, RunFailed
 from pac_core.events import CheckpointSaved, EpochDone, Event, RunFinished, RunStarted, StepDone
 from pac_core.files import check_writable, read_tensors, write_json, write_tensors
+from pac_core.metrics import watched
 from pac_core.model import PacModel
 from pac_core.registry import Registry
 from pac_core.runtime.checkpoint import (
@@ -255,17 +256,6 @@ class FineTuner:
                 self.observers.remove(observer)
                 log.exception("observer %r failed and is left out", observer)
         self.registry.tell(event)
-
-
-def watched(metrics: dict[str, float]) -> float | None:
-    """What epochs are compared by, larger is better: the mean of the task's metrics, else minus the loss."""
-    if not metrics:
-        return None
-    scores = [value for name, value in metrics.items() if name in SCORES]
-    return sum(scores) / len(scores) if scores else -metrics["loss"]
-
-
-SCORES = ("accuracy", "f1", "pearson", "spearman")
 
 
 def check_supported(config: RunConfig) -> None:

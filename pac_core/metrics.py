@@ -18,6 +18,9 @@ _LOG = logging.getLogger(__name__)
 
 Values = Sequence[Any] | NDArray[Any]
 
+WATCHED = ("accuracy", "f1", "pearson", "spearman")
+"""Metrics that epochs are compared by."""
+
 
 def compute_metrics(task: Task, predictions: Values, references: Values) -> dict[str, float]:
     """Metrics of a task, all of them finite.
@@ -44,6 +47,14 @@ def compute_metrics(task: Task, predictions: Values, references: Values) -> dict
     if task.kind == "regression":
         return _regression(np.asarray(predictions, np.float64), np.asarray(references, np.float64))
     return _generation([str(text) for text in predictions], [str(text) for text in references])
+
+
+def watched(metrics: dict[str, float]) -> float | None:
+    """What epochs are compared by, larger is better: the mean of the task's metrics, else minus the loss."""
+    if not metrics:
+        return None
+    scores = [value for name, value in metrics.items() if name in WATCHED]
+    return sum(scores) / len(scores) if scores else -metrics["loss"]
 
 
 def perplexity(loss: float) -> float:
