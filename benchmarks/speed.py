@@ -136,6 +136,7 @@ def run_pac(method: str, folder: Path, options: argparse.Namespace) -> list[floa
     from pac_core.config import OptimizerConfig
     from pac_core.contracts.backbone import DECODER, ENCODER
     from pac_core.examples import Example, Segment, Task
+    from pac_core.hardware import fast_products
     from pac_core.runtime.optimizer import clip, make_optimizer
 
     if method == "pac_fill":
@@ -160,9 +161,10 @@ def run_pac(method: str, folder: Path, options: argparse.Namespace) -> list[floa
     seconds = []
     began = time.perf_counter()
     for rows, taps in model.reader.read_each(data):
-        optimizer.zero_grad()
-        model.loss(rows, taps).backward()
-        clip(model, 1.0)
+        optimizer.zero_grad(set_to_none=False)
+        with fast_products(max(t.values.shape[1] for t in taps.values())):
+            model.loss(rows, taps).backward()
+        clip(optimizer, 1.0)
         optimizer.step()
         seconds.append(time.perf_counter() - began)
         began = time.perf_counter()

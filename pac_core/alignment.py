@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pac_core.contracts.adapter import Rows
+from pac_core.contracts.adapter import Rows, widened
 
 STATISTICS = 4
 """Numbers per tap and text in `match_statistics`."""
@@ -48,6 +48,7 @@ def alignment(b_i: Tensor, rows: Rows, split: Halves | None = None) -> Tensor:
 
     Cosines are taken after the row's mean is removed, since a layer's hidden states share a large common part.
     """
+    b_i = widened(b_i)
     split = halves(rows, b_i.device) if split is None else split
     first, other, second = split.first_rows, split.second_rows, split.second
     if first.width == 0 or other.width == 0:
@@ -76,9 +77,9 @@ def match_statistics(values: Tensor, rows: Rows) -> Tensor:
     """
     split = halves(rows, values.device)
     owner = rows.row_of.to(values.device) * 2 + split.second.long()
-    count = torch.bincount(owner, minlength=2 * len(rows.lengths)).to(values.dtype)
+    count = torch.bincount(owner, minlength=2 * len(rows.lengths)).to(widened(values[:0]).dtype)
     parts = [count.log().view(-1, 2)]
-    for tap in values:
+    for tap in map(widened, values):
         match = alignment(tap, rows, split)
         mean = torch.zeros_like(count).index_add(0, owner, match) / count
         square = torch.zeros_like(count).index_add(0, owner, match.square()) / count

@@ -9,17 +9,19 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pac_core.codecs import EntryFormat, codec_for
+from pac_core.codecs import CastCodec, EntryFormat, codec_for
 from pac_core.contracts.backbone import BackboneInfo
 from pac_core.contracts.store import Store, StoreStats
 from pac_core.examples import Segment
 from pac_core.manifest import Namespace
 
 logger = logging.getLogger("pac.cache")
+
+FEW = 4
+"""Entries that are in memory at once in the form in which the store keeps them."""
 
 
 @dataclass
@@ -37,7 +39,8 @@ class BoundCache:
     Attributes:
         counters: hits, misses and damaged entries so far.
         codec: how values are kept.
-        dtype: dtype of the values `load` returns: float64 for a float64 backbone, else float32.
+        dtype: dtype that values are computed with: float64 for a float64 backbone, else float32.
+        entry_dtype: dtype in which the cache holds values, `dtype` if it is no number format of torch.
         namespace_id: 8 bytes that stand in every entry.
     """
 
@@ -45,6 +48,7 @@ class BoundCache:
         self.counters = CacheCounters()
         self.codec = codec_for(namespace.dtype)
         self.dtype = torch.float64 if info.dtype == torch.float64 else torch.float32
+        self.entry_dtype = self.codec.dtype if isinstance(self.codec, CastCodec) else self.dtype
         self._store = store
         self._d = info.hidden_size
         self._streams = {stream: len(indices) for stream, indices in namespace.taps.items()}
@@ -65,7 +69,7 @@ class BoundCache:
         found = []
         for segment in segments:
             state = self._hash.copy()
-            state.update(_content(segment))
+            state.update(segment.content)
             found.append(state.digest())
             if not self._alike:
                 self._taps_of[found[-1]] = self._streams[segment.stream]
@@ -100,8 +104,8 @@ class BoundCache:
         Args:
             keys: of segments of streams with one number of taps.
             lengths: tokens of each segment.
-            out: (taps, sum of lengths, d) contiguous, of `dtype`, to be filled; a new tensor if None. Passing one
-                saves the cost of fresh memory.
+            out: (taps, sum of lengths, d) contiguous, of `dtype` or `entry_dtype`, to be filled; a new tensor of
+                `dtype` if None. Passing one saves the cost of fresh memory.
 
         Returns:
             The values (taps, sum of lengths, d), and the indices of entries that were missing or damaged, whose slots
@@ -110,7 +114,10 @@ class BoundCache:
         taps = self._taps(keys[0]) if keys else next(iter(self._streams.values()), 0)
         values = self._room(taps, sum(lengths), out)
         missing, damaged, start = [], [], 0
-        for i, (key, length, entry) in enumerate(zip(keys, lengths, self._store.get_many(keys), strict=True)):
+        entries = (
+            entry for first in range(0, len(keys), FEW) for entry in self._store.get_many(keys[first : first + FEW])
+        )
+        for i, (key, length, entry) in enumerate(zip(keys, lengths, entries, strict=True)):
             slot = values[:, start : start + length]
             start += length
             if entry is None:
@@ -125,9 +132,10 @@ class BoundCache:
             self.counters.damaged += len(damaged)
         return values, sorted(missing + damaged)
 
-    def as_read(self, entry: Tensor) -> Tensor:
-        """``entry`` (taps, tokens, d) as `load` would return it: rounded by the codec, in the compute dtype."""
-        out = torch.empty(entry.shape, dtype=self.dtype)
+    def as_read(self, entry: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """``entry`` (taps, tokens, d) as `load` would return it: rounded by the codec, in ``dtype``, or `dtype` if that
+        is None."""
+        out = torch.empty(entry.shape, dtype=dtype or self.dtype)
         payload = torch.empty(self.codec.payload_bytes(*entry.shape), dtype=torch.uint8)
         self.codec.encode(entry.detach(), payload, False)
         self.codec.decode(payload, out, False)
@@ -160,7 +168,7 @@ class BoundCache:
         shape = (taps, tokens, self._d)
         if out is None:
             return torch.empty(shape, dtype=self.dtype)
-        if tuple(out.shape) != shape or out.dtype != self.dtype or not out.is_contiguous():
+        if tuple(out.shape) != shape or out.dtype not in (self.dtype, self.entry_dtype) or not out.is_contiguous():
             raise ValueError(f"out is {tuple(out.shape)} {out.dtype}; expected contiguous {shape} {self.dtype}")
         return out
 
@@ -168,15 +176,6 @@ class BoundCache:
         self._store.delete_many(keys)
         for key in keys:
             logger.warning("cache entry %s is damaged; it was removed and will be computed again", key.hex())
-
-
-def _content(segment: Segment) -> bytes:
-    """Everything of a segment that its taps depend on, so written that different segments differ."""
-    types = b"" if segment.token_type_ids is None else np.ascontiguousarray(segment.token_type_ids, "<i4").tobytes()
-    parts = [segment.stream.encode(), np.ascontiguousarray(segment.input_ids, "<i4").tobytes(), types]
-    if segment.context is not None:
-        parts.append(_content(segment.context))
-    return b"".join(map(_field, parts))
 
 
 def _field(part: bytes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -33,6 +34,15 @@ class Segment:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @cached_property
+    def content(self) -> bytes:
+        """Everything that this segment's taps depend on beside the backbone, so written that different ones differ."""
+        types = b"" if self.token_type_ids is None else np.ascontiguousarray(self.token_type_ids, "<i4").tobytes()
+        parts = [self.stream.encode(), np.ascontiguousarray(self.input_ids, "<i4").tobytes(), types]
+        if self.context is not None:
+            parts.append(self.context.content)
+        return b"".join(len(part).to_bytes(8, "little") + part for part in parts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -84,7 +84,7 @@ class PacModel(nn.Module):
         self.calibrated: Tensor
         self.register_buffer("calibrated", torch.zeros((), dtype=torch.bool))
         bound = None if cache is None else cache.bind(self.info, taps, model=model_name)
-        self.reader = TapReader(backbone, bound, taps)
+        self.reader = TapReader(backbone, bound, taps, half=side.half_taps)
 
     @property
     def backbone(self) -> Backbone:
@@ -159,7 +159,7 @@ class PacModel(nn.Module):
         last, head = taps[self.side.target], self._head
         state = self.side.final(taps)
         pooled = head.pool(state, last.rows)
-        hidden = self.side.exit(self.side.target, pooled, head.pool(last.values[-1], last.rows))
+        hidden = self.side.exit(self.side.target, pooled, head.pool(last.last, last.rows))
         outputs: Tensor = head(Pooled(hidden, pooled, peaks(state, last.rows), self._statistics(last)))
         return outputs
 
@@ -176,9 +176,9 @@ class PacModel(nn.Module):
         """
         last = [batch[self.side.target] for batch in taps]
         if self.head is None:
-            frozen = torch.cat([t.values[-1] for t in last])
+            frozen = torch.cat([t.last for t in last])
         else:
-            pooled = torch.cat([self.head.pool(t.values[-1], t.rows) for t in last])
+            pooled = torch.cat([self.head.pool(t.last, t.rows) for t in last])
             found = [self._statistics(t) for t in last]
             statistics = torch.cat([s for s in found if s is not None]) if self.task.apart else None
             self.head.calibrate(pooled, statistics, targets)

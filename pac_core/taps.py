@@ -15,6 +15,7 @@ from pac_core.contracts.adapter import Rows, Taps
 from pac_core.contracts.backbone import DECODER, ENCODER, Backbone, Boundary
 from pac_core.errors import BadInput, RunFailed
 from pac_core.examples import Example, Segment
+from pac_core.hardware import fast_products, multiplies_bfloat16
 
 Segments = dict[str, list[list[Segment]]]
 """For each stream and row, the segments of that row."""
@@ -51,8 +52,10 @@ class TapReader:
         cache: where entries are looked up and written; None runs the backbone every time.
         taps: tap indices of each stream that is read, the target stream last.
         tokens_per_pass: tokens, padding included, that go through the backbone at once.
+        half: whether bfloat16 entries are read as they are, where the hardware multiplies them as they are.
 
     Attributes:
+        dtype: of the values that `read` returns.
         reopen: loads the same backbone again; called when an entry is missing, as a damaged one is, and the backbone
             has been released. None makes that an error.
     """
@@ -64,6 +67,7 @@ class TapReader:
         taps: dict[str, tuple[int, ...]],
         *,
         tokens_per_pass: int = 4096,
+        half: bool = False,
     ) -> None:
         self.backbone = backbone
         self.cache = cache
@@ -71,8 +75,10 @@ class TapReader:
         self.tokens_per_pass = tokens_per_pass
         self.counters = TapCounters()
         self.reopen: Callable[[], Backbone] | None = None
-        info = backbone.info
-        self.dtype = torch.float64 if info.dtype == torch.float64 else torch.float32
+        self.dtype = torch.float64 if backbone.info.dtype == torch.float64 else torch.float32
+        cached_half = cache is not None and (cache.dtype, cache.entry_dtype) == (torch.float32, torch.bfloat16)
+        if half and cached_half and multiplies_bfloat16(backbone.device):
+            self.dtype = torch.bfloat16
 
     def read(self, examples: Sequence[Example], room: Room | None = None) -> dict[str, Taps]:
         """Taps of every stream for a batch, in the order of ``examples``; in ``room`` if one is given, which spares
@@ -199,7 +205,9 @@ class TapReader:
         wanted = [(row, j) for row in rows for j in range(len(segments[target][row]))]
         for group in self._passes([len(segments[target][row][j]) for row, j in wanted]):
             chosen = [wanted[i] for i in group]
-            taps = compute_taps(self.backbone, [segments[target][row][j] for row, j in chosen], self.taps)
+            places = [segments[target][row][j] for row, j in chosen]
+            with fast_products(sum(len(s) + (0 if s.context is None else len(s.context)) for s in places)):
+                taps = compute_taps(self.backbone, places, self.taps)
             for stream, entries in taps.items():
                 stored = self._store([segments[stream][row][j] for row, j in chosen], entries)
                 yield from ((stream, row, j, entry) for (row, j), entry in zip(chosen, stored))
@@ -210,7 +218,7 @@ class TapReader:
             return entries
         keys = self.cache.keys(places)
         self.cache.put(keys, entries)
-        return [self.cache.as_read(entry) for entry in entries]
+        return [self.cache.as_read(entry, self.dtype) for entry in entries]
 
     def _passes(self, lengths: list[int]) -> list[list[int]]:
         """Groups of indices for one backbone pass each: like lengths together, at most ``tokens_per_pass`` tokens."""

@@ -95,12 +95,12 @@ class Rows:
         return torch.arange(self.width)[None] < torch.tensor(self.lengths)[:, None]
 
     def pad(self, ragged: Tensor) -> Tensor:
-        """(tokens, r) to (rows, width, r), zeros as padding, right of the tokens."""
-        shape = (len(self.lengths), self.width, ragged.shape[-1])
-        if self.even:
-            return ragged.reshape(shape)
-        flat = ragged.new_zeros(shape[0] * shape[1], shape[2])
-        return flat.index_copy(0, self.slots.to(ragged.device), ragged).view(shape)
+        """(..., tokens, r) to (..., rows, width, r), zeros as padding, right of the tokens."""
+        rows, before, channels = len(self.lengths), ragged.shape[:-2], ragged.shape[-1]
+        if not self.even:
+            flat = ragged.new_zeros(*before, rows * self.width, channels)
+            ragged = flat.index_copy(-2, self.slots.to(ragged.device), ragged)
+        return ragged.reshape(*before, rows, self.width, channels)
 
     def unpad(self, padded: Tensor) -> Tensor:
         """(rows, width, r) to (tokens, r): inverse of `pad`."""
@@ -113,12 +113,23 @@ class Taps:
     """The taps of one stream for a batch, without padding.
 
     Attributes:
-        values: (taps, tokens, d) b_i for each tapped i in ascending order; no gradient.
+        values: (taps, tokens, d) b_i for each tapped i in ascending order; no gradient. In the dtype that the side
+            network computes in or, for one that says ``half_taps``, in bfloat16 if the cache holds them so.
         rows: how the tokens form rows.
     """
 
     values: Tensor
     rows: Rows
+
+    @property
+    def last(self) -> Tensor:
+        """b_L (tokens, d) of the last tap, in float32 at least."""
+        return widened(self.values[-1])
+
+
+def widened(values: Tensor) -> Tensor:
+    """``values`` in float32 at least."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
@@ -127,11 +138,11 @@ class Memory:
 
     Attributes:
         state: (rows, source width, r).
-        mask: (rows, source width) bool, None if nothing is padding.
+        rows: how the encoder's tokens form its rows; ``rows.mask`` says which of ``state`` are real.
     """
 
     state: Tensor
-    mask: Tensor | None
+    rows: Rows
 
 
 class SideNetwork(nn.Module, ABC):
@@ -151,7 +162,13 @@ class SideNetwork(nn.Module, ABC):
         info: the backbone's facts.
         config: the adapter's configuration.
         target: the stream whose last hidden states are wanted.
+
+    Attributes:
+        half_taps: whether `enter` and `layer` also take bfloat16 taps, as the cache may hold them; where the hardware
+            multiplies bfloat16 matrices, reading them so is several times as fast.
     """
+
+    half_taps = False
 
     def __init__(self, info: BackboneInfo, config: AdapterConfig, target: str) -> None:
         super().__init__()
@@ -218,7 +235,7 @@ class SideNetwork(nn.Module, ABC):
 
     def remember(self, taps: Taps) -> Memory:
         """The side encoder's output for the side decoder."""
-        return Memory(self.run(ENCODER, taps), taps.rows.mask)
+        return Memory(self.run(ENCODER, taps), taps.rows)
 
     def final(self, taps: dict[str, Taps], *, memory: Memory | None = None, past: Any = None) -> Tensor:
         """Last state (tokens, r) of the target stream; arguments as in `forward`."""
@@ -233,7 +250,7 @@ class SideNetwork(nn.Module, ABC):
         While decoding step by step, ``memory`` stands in for the encoder's taps and ``past`` holds what came before.
         """
         state = self.final(taps, memory=memory, past=past)
-        return self.exit(self.target, state, taps[self.target].values[-1])
+        return self.exit(self.target, state, taps[self.target].last)
 
     def trainable(self) -> int:
         """Number of parameters."""

@@ -13,6 +13,7 @@ import torch
 from pac_core.config import RunConfig
 from pac_core.contracts.adapter import Taps
 from pac_core.examples import Example, length_batches
+from pac_core.hardware import fast_products
 from pac_core.model import PacModel
 from pac_core.runtime.checkpoint import Progress, save_checkpoint
 from pac_core.runtime.interrupt import StopFlag
@@ -115,12 +116,13 @@ def optimizer_step(trainer: Trainer, batch: Sequence[Example], micro: Iterator[M
     """
     model = trainer.model
     total, loss = model.learnt(batch), 0.0
-    trainer.optimizer.zero_grad()
+    trainer.optimizer.zero_grad(set_to_none=False)
     for part, taps in micro:
-        scaled = model.loss(part, taps) * (model.learnt(part) / total)
-        scaled.backward()  # type: ignore[no-untyped-call]
+        with fast_products(max(t.values.shape[1] for t in taps.values())):
+            scaled = model.loss(part, taps) * (model.learnt(part) / total)
+            scaled.backward()  # type: ignore[no-untyped-call]
         loss += scaled.item()
-    clip(model, trainer.config.optimizer.max_grad_norm)
+    clip(trainer.optimizer, trainer.config.optimizer.max_grad_norm)
     set_rates(trainer.optimizer, rate)
     trainer.optimizer.step()
     return loss

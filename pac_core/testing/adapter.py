@@ -12,11 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from pac_core.contracts.adapter import AdapterConfig, SideNetwork
+from pac_core.contracts.adapter import AdapterConfig, SideNetwork, Taps
 from pac_core.contracts.backbone import DECODER, ENCODER, Backbone
 from pac_core.errors import BadInput
 from pac_core.registry import Registry
 from pac_core.testing.adapter_parts import (
+    HALF,
     WHOLE,
     chain,
     cut_bounds,
@@ -114,7 +115,7 @@ class AdapterSuite:
 
     def test_enter_layer_exit_give_what_forward_gives(self, trained: SideNetwork) -> None:
         taps = random_taps(trained, [3, 5], sources=[4, 2])
-        assert torch.equal(chain(trained, taps), trained(taps))
+        assert_close(chain(trained, taps), trained(taps), rtol=0.0, atol=WHOLE)
         rows = taps[trained.target].rows
         state = trained.enter(trained.target, taps[trained.target].values[0], rows)
         assert state.shape[:2] == (2, 5)
@@ -125,7 +126,7 @@ class AdapterSuite:
     ) -> None:
         taps = random_taps(trained, [3, 5], sources=[4, 2])
         bounds = cut_bounds(trained, cuts)
-        assert torch.equal(sliced_chain(slices(trained, bounds), bounds, taps), trained(taps))
+        assert_close(sliced_chain(slices(trained, bounds), bounds, taps), trained(taps), rtol=0.0, atol=WHOLE)
 
     @pytest.mark.parametrize("cuts", [[0.3], [0.3, 0.7]], ids=str)
     def test_the_slices_parameters_add_up_to_the_whole(self, trained: SideNetwork, cuts: list[float]) -> None:
@@ -185,6 +186,17 @@ class AdapterSuite:
         trained(taps).square().sum().backward()
         assert all(torch.equal(before[stream], those.values) for stream, those in taps.items())
         assert not any(those.values.requires_grad for those in taps.values())
+
+    def test_half_taps_give_what_the_same_numbers_in_float32_give(self, place: tuple[str, str]) -> None:
+        side = stirred(self.side(*place, dtype=torch.float32)).eval()
+        if not side.half_taps:
+            pytest.skip("the side network takes taps in its own dtype only")
+        whole = random_taps(side, [3, 5], sources=[4, 2])
+        half = {s: Taps(t.values.bfloat16(), t.rows) for s, t in whole.items()}
+        same = {s: Taps(t.values.float(), t.rows) for s, t in half.items()}
+        a, b = side.final(half), side.final(same)
+        assert a.dtype == torch.float32
+        assert (a - b).norm() < HALF * b.norm()
 
     def test_dropout_acts_only_in_training(self, place: tuple[str, str]) -> None:
         side = stirred(self.side(*place, dropout=0.5))

@@ -1,5 +1,6 @@
 """Optimiser steps: micro-batches, rates, groups, reading ahead."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from pac_core.examples import IGNORE
 from pac_core.registry import Registry
 from pac_core.runtime.interrupt import StopFlag
 from pac_core.runtime.load import Loaded, load
-from pac_core.runtime.optimizer import clip, cut, lr_factor, make_optimizer, set_rates
+from pac_core.runtime.optimizer import clip, cut, lr_factor, make_optimizer, set_rates, united
 from pac_core.runtime.train import Trainer, epoch_batches, optimizer_step, step_seed, steps
 
 DRAWN = settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
@@ -94,11 +95,39 @@ def test_epochs_differ_in_order_and_repeat_by_seed(loaded: tuple[RunConfig, Load
 def test_matrices_decay_vectors_do_not_and_the_head_has_its_own_rate(loaded: tuple[RunConfig, Loaded]) -> None:
     _, made = loaded
     optimizer = make_optimizer(made.model, OptimizerConfig(lr=0.5, head_lr=0.05, weight_decay=0.3))
-    found = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    assert len(found) == len(list(made.model.parameters()))
+    assert sum(p.numel() for group in optimizer.param_groups for p in group["params"]) == made.model.trainable()
     for name, parameter in made.model.named_parameters():
-        assert found[id(parameter)]["weight_decay"] == (0.3 if parameter.ndim > 1 else 0.0)
-        assert found[id(parameter)]["peak"] == pytest.approx(0.05 if name.startswith("head.wide.") else 0.5)
+        group = group_of(optimizer, parameter)
+        assert group["weight_decay"] == (0.3 if parameter.ndim > 1 else 0.0)
+        assert group["peak"] == pytest.approx(0.05 if name.startswith("head.wide.") else 0.5)
+
+
+def group_of(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> dict[str, Any]:
+    """The group whose united parameter ``parameter`` is a view of, gradient included."""
+    (found,) = [g for g in optimizer.param_groups if inside(parameter, g["params"][0])]
+    assert inside(parameter.grad, found["params"][0].grad)
+    return found
+
+
+def inside(part: torch.Tensor | None, whole: torch.Tensor) -> bool:
+    assert part is not None
+    return whole.data_ptr() <= part.data_ptr() < whole.data_ptr() + whole.nbytes
+
+
+def test_one_vector_of_all_parameters_trains_as_they_would_one_by_one() -> None:
+    torch.manual_seed(0)
+    one = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2))
+    other = copy.deepcopy(one)
+    whole = united(list(other.parameters()))
+    optimizers = torch.optim.AdamW(one.parameters(), lr=0.1), torch.optim.AdamW([whole], lr=0.1)
+    for step in range(3):
+        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+        for layers, optimizer in zip((one, other), optimizers):
+            optimizer.zero_grad(set_to_none=False)
+            layers(x).square().sum().backward()
+            optimizer.step()
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +154,7 @@ def test_rates_are_parts_of_each_groups_peak() -> None:
 def test_gradients_are_scaled_down_to_the_norm(norm: float | None, expected: float) -> None:
     layer = torch.nn.Linear(2, 1, bias=False)
     layer.weight.grad = torch.tensor([[3.0, 4.0]])
-    clip(layer, norm)
+    clip(torch.optim.SGD(layer.parameters()), norm)
     assert layer.weight.grad.norm().item() == pytest.approx(expected, rel=1e-4)
 
 

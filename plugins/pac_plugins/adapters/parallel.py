@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pac_core.alignment import alignment
-from pac_core.contracts.adapter import AdapterConfig, Memory, Rows, SideNetwork
+from pac_core.contracts.adapter import AdapterConfig, Memory, Rows, SideNetwork, Taps
 from pac_core.contracts.backbone import DECODER, ENCODER, Backbone, BackboneInfo, Stream, tap_indices
-from pac_plugins.adapters.layers import CrossAttention, Mlp, RowDropout, SelfAttention, side_norm
+from pac_plugins.adapters.layers import CrossAttention, Mlp, Residual, SelfAttention, side_norm
 from pac_plugins.adapters.pruning import prune_into
+from pac_plugins.adapters.reading import TapRead, read_taps
 from pac_plugins.adapters.widths import Widths, side_widths
 
 MAX_SEGMENTS = 2
@@ -21,11 +21,9 @@ MAX_SEGMENTS = 2
 class SideLayer(nn.Module):
     """f_i of PAC eq. 1: mixes tap and state through a gate, then attends, with the norms behind each branch.
 
-    The state is the pair (a_i, sum of share_j a_j over j <= i): what leaves the network is a learnt mix of all layers,
-    since earlier ones often tell more than the last. ``x = g norm(W b_i) + (1 - g) a`` with the scalar gate
-    g = sigmoid(alpha), alpha starting at 0 (Ladder Side-Tuning, section 3); then ``x = norm(x + attention(x))``, cross
-    attention and MLP likewise. Taps are normalised at width r, after the projection: at width d that would cost more
-    than the projection itself.
+    ``x = g norm(W b_i) + (1 - g) a`` with the scalar gate g = sigmoid(alpha), alpha starting at 0 (Ladder Side-Tuning,
+    section 3); then ``x = norm(x + attention(x))``, cross attention and MLP likewise. Taps are normalised at width r,
+    after the projection: at width d that would cost more than the projection itself.
     """
 
     def __init__(
@@ -33,11 +31,10 @@ class SideLayer(nn.Module):
     ) -> None:
         super().__init__()
         r = widths.state
-        self.dropout = RowDropout(dropout)
+        self.add = Residual(dropout)
         self.read = TapRead(info, r)
         self.gate = nn.Parameter(torch.zeros(1))
         self.share = nn.Parameter(torch.full((1,), 1 / (last + 1)))
-        self.last = index == last
         self.attention = SelfAttention(r, widths.heads, stream.causal, f"{stream.name}.{index}")
         self.attention_norm = side_norm(info, r)
         self.cross: CrossAttention | None = None
@@ -47,31 +44,15 @@ class SideLayer(nn.Module):
         self.mlp = Mlp(info, r, widths.mlp)
         self.mlp_norm = side_norm(info, r)
 
-    def forward(self, b_i: Tensor, state: Tensor, rows: Rows, memory: Memory | None, past: Any) -> Tensor:
-        """b_i (tokens, d), state (rows, width, 2 r) to the same; from the last layer comes the mix (rows, width, r)."""
-        a, mix = state.chunk(2, -1)
-        x = torch.lerp(a, rows.pad(self.read(b_i, rows)), self.gate.sigmoid())
-        x = self.attention_norm(x + self.dropout(self.attention(x, rows, past)))
+    def forward(self, read: Tensor, a: Tensor, rows: Rows, memory: Memory | None, past: Any) -> Tensor:
+        """a_i of the tap's ``read`` and a_{i-1}, all (rows, width, r)."""
+        x = torch.lerp(a, read, self.gate.sigmoid())
+        x = self.attention_norm(self.add(x, self.attention(x, rows, past)))
         if self.cross is not None:
             assert memory is not None
-            x = self.cross_norm(x + self.dropout(self.cross(x, memory, past)))
-        a = self.mlp_norm(x + self.dropout(self.mlp(x)))
-        mix = torch.addcmul(mix, a, self.share)
-        return mix if self.last else torch.cat([a, mix], -1)
-
-
-class TapRead(nn.Module):
-    """Down-projection of a tap, then a norm: (tokens, d) to (tokens, r); rows of two texts add their `alignment`."""
-
-    def __init__(self, info: BackboneInfo, width: int) -> None:
-        super().__init__()
-        self.down = nn.Linear(info.hidden_size, width)
-        self.norm = side_norm(info, width)
-        self.match = nn.Parameter(torch.randn(width) * 0.1)
-
-    def forward(self, b_i: Tensor, rows: Rows) -> Tensor:
-        read = self.norm(self.down(b_i))
-        return read if rows.segments is None else read + (alignment(b_i, rows)[:, None] * 4 - 2) * self.match
+            x = self.cross_norm(self.add(x, self.cross(x, memory, past)))
+        a_i: Tensor = self.mlp_norm(self.add(x, self.mlp(x)))
+        return a_i
 
 
 class SideExit(nn.Module):
@@ -108,9 +89,22 @@ class SideStream(nn.Module):
         )
         self.exit: SideExit | None = SideExit(widths.state, info.hidden_size) if exits else None
 
+    def begin(self, read: Tensor, rows: Rows) -> Tensor:
+        """a_0 of the first tap's ``read``, both (rows, width, r): which of its row's texts a token is of is added."""
+        if rows.segments is None:
+            return read
+        assert self.segments is not None
+        return read + rows.pad(self.segments(rows.segments.to(read.device)))
+
 
 class ParallelSideNetwork(SideNetwork):
-    """The trimmed transformer beside the backbone; see `SideLayer` for a layer and `SideNetwork` for the contract."""
+    """The trimmed transformer beside the backbone; see `SideLayer` for a layer and `SideNetwork` for the contract.
+
+    What leaves it is a learnt mix of all states, sum of share_i a_i, since earlier ones often tell more than the last.
+    Between pipeline stages a state is therefore the pair (a_i, sum of share_j a_j over j <= i), 2 r wide.
+    """
+
+    half_taps = True
 
     def __init__(self, info: BackboneInfo, config: AdapterConfig, target: str) -> None:
         super().__init__(info, config, target)
@@ -131,10 +125,8 @@ class ParallelSideNetwork(SideNetwork):
 
     def enter(self, stream: str, b_0: Tensor, rows: Rows) -> Tensor:
         side = self.streams[stream]
-        read = side.enter(b_0, rows)
-        if rows.segments is not None:
-            read = read + side.segments(rows.segments.to(read.device))
-        return rows.pad(torch.cat([read, read * side.share], -1))
+        a = side.begin(read_taps([side.enter], b_0[None], rows)[0], rows)
+        return torch.cat([a, a * side.share], -1)
 
     def layer(
         self,
@@ -147,7 +139,24 @@ class ParallelSideNetwork(SideNetwork):
         memory: Memory | None = None,
         past: Any = None,
     ) -> Tensor:
-        return self.streams[stream].layers[str(index)](b_i, state, rows, memory, past)
+        side = self.streams[stream]
+        layer = side.layers[str(index)]
+        a, mix = state.chunk(2, -1)
+        a = layer(read_taps([layer.read], b_i[None], rows)[0], a, rows, memory, past)
+        mix = torch.addcmul(mix, a, layer.share)
+        return mix if index == len(side.taps) - 1 else torch.cat([a, mix], -1)
+
+    def run(self, stream: str, taps: Taps, *, memory: Memory | None = None, past: Any = None) -> Tensor:
+        """As layer by layer, with all taps read at once."""
+        side, rows = self.streams[stream], taps.rows
+        layers = [side.layers[str(i)] for i in range(1, len(side.taps))]
+        first, *others = read_taps([side.enter, *(layer.read for layer in layers)], taps.values, rows)
+        a = side.begin(first, rows)
+        mix = a * side.share
+        for layer, read in zip(layers, others):
+            a = layer(read, a, rows, memory, past)
+            mix = torch.addcmul(mix, a, layer.share)
+        return mix
 
     def exit(self, stream: str, state: Tensor, b_L: Tensor) -> Tensor:
         return b_L + self.streams[stream].exit(state)

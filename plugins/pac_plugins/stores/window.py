@@ -8,15 +8,27 @@ import mmap
 import os
 import threading
 from collections import OrderedDict
+from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 from pac_plugins.stores.shard import Record, Shard
 
 _POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14: fault pages in at once, and report what cannot be read
-_MOST_MAPS = 64
+_MOST_OPEN = 64
 _PAGE = mmap.PAGESIZE
 
+_SMALL = 1 << 18  # bytes up to which reading a copy is faster than faulting pages in, measured
+
 Range = tuple[mmap.mmap, int, int]
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A shard's file and its map."""
+
+    file: FileIO
+    mapped: mmap.mmap
 
 
 class Window:
@@ -27,7 +39,7 @@ class Window:
     """
 
     def __init__(self) -> None:
-        self._maps: OrderedDict[Path, mmap.mmap] = OrderedDict()
+        self._shards: OrderedDict[Path, _Opened] = OrderedDict()
         self._ranges: list[Range] = []
         self._lock = threading.Lock()
 
@@ -47,9 +59,12 @@ class Window:
         """
         first, last = record.value_at, record.value_at + record.length
         with self._lock:
-            mapped = self._map(shard.path, last)
-        if mapped is None:
+            opened = self._open(shard.path, last)
+        if opened is None:
             return memoryview(b"")
+        if record.length <= _SMALL:
+            return _read(opened.file, first, record.length)
+        mapped = opened.mapped
         start = first // _PAGE * _PAGE
         if not _readable(mapped, start, last - start):
             return memoryview(b"")
@@ -62,33 +77,42 @@ class Window:
         start = record.value_at // _PAGE * _PAGE
         with contextlib.suppress(OSError, ValueError):
             with self._lock:
-                mapped = self._map(shard.path, record.value_at + record.length)
-            if mapped is not None and record.length:
-                mapped.madvise(mmap.MADV_WILLNEED, start, record.value_at + record.length - start)
+                opened = self._open(shard.path, record.value_at + record.length)
+            if opened is not None and record.length:
+                opened.mapped.madvise(mmap.MADV_WILLNEED, start, record.value_at + record.length - start)
 
-    def _map(self, path: Path, size: int) -> mmap.mmap | None:
-        """A map of a shard of at least ``size`` bytes, made anew if the file has grown; None if the file is shorter."""
-        mapped = self._maps.pop(path, None)
-        if mapped is None or len(mapped) < size:
-            with open(path, "rb") as file:
-                if os.fstat(file.fileno()).st_size < size:
-                    return None
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._maps[path] = mapped
-        if len(self._maps) > _MOST_MAPS:  # bounds open files; views in use keep theirs alive
-            self._maps.popitem(last=False)
-        return mapped
+    def _open(self, path: Path, size: int) -> _Opened | None:
+        """A shard of at least ``size`` bytes, mapped anew if the file has grown; None if the file is shorter."""
+        opened = self._shards.pop(path, None)
+        if opened is None or len(opened.mapped) < size:
+            file = open(path, "rb", buffering=0)  # noqa: SIM115  kept open, and closed with the last reference
+            if os.fstat(file.fileno()).st_size < size:
+                return None
+            opened = _Opened(file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        self._shards[path] = opened
+        if len(self._shards) > _MOST_OPEN:  # bounds open files; views in use keep theirs alive
+            self._shards.popitem(last=False)
+        return opened
 
     def forget(self, path: Path) -> None:
         """Drop the map of a shard that is no more."""
         with self._lock:
-            self._maps.pop(path, None)
+            self._shards.pop(path, None)
 
     def close(self) -> None:
         """Drop all maps; views in use keep theirs alive."""
         with self._lock:
-            self._maps.clear()
+            self._shards.clear()
             self._ranges = []
+
+
+def _read(file: FileIO, first: int, length: int) -> memoryview:
+    """Bytes of a file; empty if it is too short or cannot be read."""
+    with contextlib.suppress(OSError):
+        found = os.pread(file.fileno(), length, first)
+        if len(found) == length:
+            return memoryview(found)
+    return memoryview(b"")
 
 
 def _readable(mapped: mmap.mmap, start: int, length: int) -> bool:
