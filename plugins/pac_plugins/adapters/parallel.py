@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pac_core.alignment import alignment
 from pac_core.contracts.adapter import AdapterConfig, Memory, Rows, SideNetwork
 from pac_core.contracts.backbone import DECODER, ENCODER, Backbone, BackboneInfo, Stream, tap_indices
 from pac_plugins.adapters.layers import CrossAttention, Mlp, RowDropout, SelfAttention, side_norm
@@ -34,7 +33,7 @@ class SideLayer(nn.Module):
         super().__init__()
         r = widths.state
         self.dropout = RowDropout(dropout)
-        self.read = TapRead(info, r)
+        self.read = TapRead(info, r, last + 1)
         self.gate = nn.Parameter(torch.zeros(1))
         self.share = nn.Parameter(torch.full((1,), 1 / (last + 1)))
         self.last = index == last
@@ -61,17 +60,18 @@ class SideLayer(nn.Module):
 
 
 class TapRead(nn.Module):
-    """Down-projection of a tap, then a norm: (tokens, d) to (tokens, r); rows of two texts add their `alignment`."""
+    """Down-projection of a tap, then a norm: (tokens, d) to (tokens, r); to it is added how well tokens match in all
+    taps, where the rows tell."""
 
-    def __init__(self, info: BackboneInfo, width: int) -> None:
+    def __init__(self, info: BackboneInfo, width: int, taps: int) -> None:
         super().__init__()
         self.down = nn.Linear(info.hidden_size, width)
         self.norm = side_norm(info, width)
-        self.match = nn.Parameter(torch.randn(width) * 0.1)
+        self.match = nn.Parameter(torch.randn(taps, width) * 0.1)
 
     def forward(self, b_i: Tensor, rows: Rows) -> Tensor:
         read = self.norm(self.down(b_i))
-        return read if rows.segments is None else read + (alignment(b_i, rows)[:, None] * 4 - 2) * self.match
+        return read if rows.match is None else torch.addmm(read, rows.match.t(), self.match)
 
 
 class SideExit(nn.Module):
@@ -98,7 +98,7 @@ class SideStream(nn.Module):
     def __init__(self, info: BackboneInfo, config: AdapterConfig, widths: Widths, stream: Stream, exits: bool) -> None:
         super().__init__()
         self.taps = tap_indices(stream.layers, config.tap_every)
-        self.enter: TapRead | None = TapRead(info, widths.state)
+        self.enter: TapRead | None = TapRead(info, widths.state, len(self.taps))
         self.segments: nn.Embedding | None = nn.Embedding(MAX_SEGMENTS, widths.state)
         nn.init.normal_(self.segments.weight, std=0.02)
         last = len(self.taps) - 1
