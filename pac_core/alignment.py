@@ -76,24 +76,26 @@ class Matcher(nn.Module):
 
     @torch.no_grad()
     def forward(self, taps: Taps) -> Matches:
-        values = taps.values.to(self.center.device) - self.center
-        first, second = (_places(taps.rows, text).to(values.device) for text in (0, 1))
-        unit = F.normalize(values, dim=2)
-        cosine = _take(unit, first) @ _take(unit, second).transpose(2, 3)  # (taps, rows, first width, second width)
-        cosine.masked_fill_((first < 0)[:, :, None] | (second < 0)[:, None, :], -1.0)
+        values = taps.values.to(self.center.device)
+        places = [_places(taps.rows, text).to(values.device) for text in (0, 1)]
+        one, two = (self._centred(values, of_text) for of_text in places)
+        cosine = _cosines(one, two).masked_fill_((places[0] < 0)[:, :, None] | (places[1] < 0)[:, None, :], -1.0)
+        matches = [cosine.amax(3), cosine.amax(2)]  # (taps, rows, longest) of the first and of the second texts
         tokens = values.new_zeros(values.shape[:2])
-        parts, means = [], []
-        for places, match in ((first, cosine.amax(3)), (second, cosine.amax(2))):
-            real = places >= 0
-            tokens[:, places[real]] = match[:, real]
-            parts.append(_summary(match, real))
-            means.append(_take(values, places).sum(2))
-        alike = F.cosine_similarity(means[0], means[1], dim=2)
-        lengths = torch.stack([(p >= 0).sum(1) for p in (first, second)]).to(values.dtype).clamp(min=1).log()
+        for of_text, match in zip(places, matches):
+            real = of_text >= 0
+            tokens[:, of_text[real]] = match[:, real]
+        texts = [_summary(match, of_text >= 0).flatten(0, 1) for of_text, match in zip(places, matches)]
+        alike = F.cosine_similarity(one.sum(2), two.sum(2), dim=2)
+        lengths = torch.stack([(of_text >= 0).sum(1) for of_text in places]).to(values.dtype).clamp(min=1).log()
         apart = lengths[0] - lengths[1]
         extent = torch.stack([apart, apart.abs(), lengths.sum(0)])
-        columns = [*parts[0].flatten(0, 1), *parts[1].flatten(0, 1), *alike, *extent]
-        return Matches(tokens, torch.stack(columns, 1))
+        return Matches(tokens, torch.cat([*texts, alike, extent]).t())
+
+    def _centred(self, values: Tensor, places: Tensor) -> Tensor:
+        """(taps, rows, longest, d) of values (taps, tokens, d) without the mean token, zeros as padding."""
+        taken = values[:, places.clamp(min=0)].sub_(self.center[:, None])
+        return taken.masked_fill_((places < 0)[:, :, None], 0.0)
 
 
 def statistics_width(taps: int) -> int:
@@ -113,10 +115,10 @@ def _places(rows: Rows, text: int) -> Tensor:
     return found
 
 
-def _take(values: Tensor, places: Tensor) -> Tensor:
-    """(taps, rows, longest, d) of values (taps, tokens, d), zeros as padding."""
-    taken = values[:, places.clamp(min=0)]
-    return taken.masked_fill_((places < 0)[:, :, None], 0.0)
+def _cosines(one: Tensor, two: Tensor) -> Tensor:
+    """(..., n, m) cosines of one (..., n, d) and two (..., m, d)."""
+    norms = [text.norm(dim=-1).clamp(min=1e-12) for text in (one, two)]
+    return (one @ two.transpose(-1, -2)).div_(norms[0][..., None]).div_(norms[1][..., None, :])
 
 
 def _summary(match: Tensor, real: Tensor) -> Tensor:
