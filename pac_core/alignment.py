@@ -7,91 +7,127 @@ any token of the other text, in the taps of one layer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pac_core.contracts.adapter import Rows, widened
+from pac_core.contracts.adapter import Rows, Taps, widened
 
-STATISTICS = 4
-"""Numbers per tap and text in `match_statistics`."""
+STATISTICS = 5
+"""Numbers per tap and text in `Matches.statistics`."""
+
+LEAST = 3
+"""Worst matched tokens of a text whose mean is one of them."""
 
 
 @dataclass(frozen=True)
-class Halves:
-    """A batch of two-text rows split into its first and its second texts.
+class Matches:
+    """How well the two texts of each row match.
 
     Attributes:
-        second: (tokens,) bool, True for tokens of second texts.
-        first_rows, second_rows: the rows of either side.
+        tokens: (taps, tokens) the largest cosine of each token to a token of its row's other text.
+        statistics: (rows, taps * (2 * `STATISTICS` + 1) + 3): for each tap and text the mean, the least, the mean of
+            the `LEAST` least, the deviation of its tokens' matches, and an eighth of the number of those below 0.5;
+            for each tap the cosine of the texts' means; of the lengths' logarithms difference, distance and sum.
     """
 
-    second: Tensor
-    first_rows: Rows
-    second_rows: Rows
+    tokens: Tensor
+    statistics: Tensor
 
 
-def halves(rows: Rows, device: torch.device) -> Halves:
-    """Split rows that hold two texts each; ``rows.segments`` must be there."""
-    assert rows.segments is not None
-    second = rows.segments.to(device) == 1
-    seconds = torch.bincount(rows.row_of[rows.segments == 1], minlength=len(rows.lengths))
-    firsts = torch.tensor(rows.lengths) - seconds
-    return Halves(second, Rows(tuple(firsts.tolist())), Rows(tuple(seconds.tolist())))
+class Matcher(nn.Module):
+    """Matches of rows that hold two texts.
 
+    Cosines are taken of what sets a token apart from the mean token of its tap over the training data, since a layer's
+    hidden states share a large common part; a row's own mean would take away what its texts have in common.
 
-@torch.no_grad()
-def alignment(b_i: Tensor, rows: Rows, split: Halves | None = None) -> Tensor:
-    """(tokens,) best cosine, at least 0, of each token of b_i (tokens, d) to the tokens of its row's other text.
-
-    Cosines are taken after the row's mean is removed, since a layer's hidden states share a large common part.
+    Args:
+        taps: number of taps.
+        hidden: d.
     """
-    b_i = widened(b_i)
-    split = halves(rows, b_i.device) if split is None else split
-    first, other, second = split.first_rows, split.second_rows, split.second
-    if first.width == 0 or other.width == 0:
-        return b_i.new_zeros(len(b_i))
-    owner = rows.row_of.to(b_i.device)
-    lengths = torch.tensor(rows.lengths, device=b_i.device)
-    mean = b_i.new_zeros(len(lengths), b_i.shape[1]).index_add(0, owner, b_i) / lengths[:, None]
-    unit = F.normalize(b_i - mean[owner], dim=1)
-    cosine = first.pad(unit[~second]) @ other.pad(unit[second]).transpose(1, 2)  # (rows, first width, second width)
-    if first.mask is not None:
-        cosine = cosine.masked_fill(~first.mask.to(b_i.device)[:, :, None], 0.0)
-    if other.mask is not None:
-        cosine = cosine.masked_fill(~other.mask.to(b_i.device)[:, None, :], 0.0)
-    found = b_i.new_empty(len(b_i))
-    found[~second] = first.unpad(cosine.amax(2)[..., None])[:, 0]
-    found[second] = other.unpad(cosine.amax(1)[..., None])[:, 0]
-    return found.clamp(min=0)
 
+    center: Tensor
+    mean: Tensor
+    deviation: Tensor
 
-@torch.no_grad()
-def match_statistics(values: Tensor, rows: Rows) -> Tensor:
-    """(rows, taps * (2 * `STATISTICS` + 1) + 2) numbers that say how well two texts match.
+    def __init__(self, taps: int, hidden: int) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.zeros(taps, 1, hidden))
+        self.register_buffer("mean", torch.zeros(taps, 1))
+        self.register_buffer("deviation", torch.ones(taps, 1))
 
-    For each tap of values (taps, tokens, d) and text: mean, least, deviation of its tokens' `alignment`, and the number
-    of tokens below 0.5; for each tap the cosine of the texts' means; and the logarithms of the lengths.
-    """
-    split = halves(rows, values.device)
-    owner = rows.row_of.to(values.device) * 2 + split.second.long()
-    count = torch.bincount(owner, minlength=2 * len(rows.lengths)).to(widened(values[:0]).dtype)
-    parts = [count.log().view(-1, 2)]
-    for tap in map(widened, values):
-        match = alignment(tap, rows, split)
-        mean = torch.zeros_like(count).index_add(0, owner, match) / count
-        square = torch.zeros_like(count).index_add(0, owner, match.square()) / count
-        least = torch.ones_like(count).scatter_reduce(0, owner, match, "amin")
-        unmatched = torch.zeros_like(count).index_add(0, owner, (match < 0.5).to(match.dtype))
-        spread = (square - mean.square()).clamp(min=0).sqrt()
-        texts = tap.new_zeros(len(count), tap.shape[1]).index_add(0, owner, tap) / count[:, None]
-        pooled = F.cosine_similarity(texts[::2], texts[1::2])
-        parts += [part.view(-1, 2) for part in (mean, least, spread, unmatched)] + [pooled[:, None]]
-    return torch.cat(parts, 1)
+    @torch.no_grad()
+    def calibrate(self, batches: Sequence[Taps]) -> Tensor:
+        """Set the mean token of each tap, then mean and deviation of the tokens' matches; returns all statistics."""
+        count = sum(taps.values.shape[1] for taps in batches)
+        self.center.copy_(torch.stack([widened(taps.values).sum(1, keepdim=True) for taps in batches]).sum(0) / count)
+        found = [self(taps) for taps in batches]
+        tokens = torch.cat([matches.tokens for matches in found], 1)
+        self.mean.copy_(tokens.mean(1, keepdim=True))
+        self.deviation.copy_(tokens.std(1, keepdim=True) + 1e-3)
+        return torch.cat([matches.statistics for matches in found])
+
+    def scaled(self, tokens: Tensor) -> Tensor:
+        """Matches (taps, tokens) with the calibrated mean 0 and deviation 1."""
+        return (tokens - self.mean) / self.deviation
+
+    @torch.no_grad()
+    def forward(self, taps: Taps) -> Matches:
+        values = taps.values.to(self.center.device)
+        places = [_places(taps.rows, text).to(values.device) for text in (0, 1)]
+        one, two = (self._centred(values, of_text) for of_text in places)
+        cosine = _cosines(one, two).masked_fill_((places[0] < 0)[:, :, None] | (places[1] < 0)[:, None, :], -1.0)
+        matches = [cosine.amax(3), cosine.amax(2)]  # (taps, rows, longest) of the first and of the second texts
+        tokens = cosine.new_zeros(values.shape[:2])
+        for of_text, match in zip(places, matches):
+            real = of_text >= 0
+            tokens[:, of_text[real]] = match[:, real]
+        texts = [_summary(match, of_text >= 0).flatten(0, 1) for of_text, match in zip(places, matches)]
+        alike = F.cosine_similarity(one.sum(2), two.sum(2), dim=2)
+        lengths = torch.stack([(of_text >= 0).sum(1) for of_text in places]).to(cosine.dtype).clamp(min=1).log()
+        apart = lengths[0] - lengths[1]
+        extent = torch.stack([apart, apart.abs(), lengths.sum(0)])
+        return Matches(tokens, torch.cat([*texts, alike, extent]).t())
+
+    def _centred(self, values: Tensor, places: Tensor) -> Tensor:
+        """(taps, rows, longest, d) of values (taps, tokens, d) without the mean token, zeros as padding."""
+        taken = widened(values[:, places.clamp(min=0)]).sub_(self.center[:, None])
+        return taken.masked_fill_((places < 0)[:, :, None], 0.0)
 
 
 def statistics_width(taps: int) -> int:
-    """Number of columns of `match_statistics`."""
-    return taps * (2 * STATISTICS + 1) + 2
+    """Number of columns of `Matches.statistics`."""
+    return taps * (2 * STATISTICS + 1) + 3
+
+
+def _places(rows: Rows, text: int) -> Tensor:
+    """(rows, longest) place of each token of the row's text of this index, -1 as padding."""
+    assert rows.segments is not None
+    places = (rows.segments == text).nonzero()[:, 0]
+    owner = rows.row_of[places]
+    counts = torch.bincount(owner, minlength=len(rows.lengths))
+    column = torch.arange(len(places)) - (counts.cumsum(0) - counts)[owner]
+    found = torch.full((len(counts), max(int(counts.max()), 1)), -1)
+    found[owner, column] = places
+    return found
+
+
+def _cosines(one: Tensor, two: Tensor) -> Tensor:
+    """(..., n, m) cosines of one (..., n, d) and two (..., m, d)."""
+    norms = [text.norm(dim=-1).clamp(min=1e-12) for text in (one, two)]
+    return (one @ two.transpose(-1, -2)).div_(norms[0][..., None]).div_(norms[1][..., None, :])
+
+
+def _summary(match: Tensor, real: Tensor) -> Tensor:
+    """(`STATISTICS`, taps, rows) of match (taps, rows, longest), of which those in real (rows, longest) count."""
+    count = real.sum(1).clamp(min=1)
+    match = match.masked_fill(~real, 0.0)
+    mean = match.sum(2) / count
+    spread = (match.square().sum(2) / count - mean.square()).clamp(min=0).sqrt()
+    ranked = match.masked_fill(~real, 2.0).topk(min(LEAST, match.shape[2]), 2, largest=False).values.sort(2).values
+    few = ranked.masked_fill(ranked > 1.5, 0.0).sum(2) / count.clamp(max=LEAST)
+    unmatched = ((match < 0.5) & real).sum(2) / 8
+    return torch.stack([mean, ranked[:, :, 0], few, spread, unmatched])

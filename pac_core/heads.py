@@ -8,7 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pac_core.alignment import statistics_width
 from pac_core.contracts.adapter import Rows
+
+QUERIES = 4
+"""Learnt weightings of a text's tokens by which its matches are pooled."""
 
 
 @dataclass(frozen=True)
@@ -19,13 +23,30 @@ class Pooled:
         hidden: (rows, texts, d) means of the last hidden states h.
         state: (rows, texts, r) means of the side network's last states.
         peak: (rows, r) their maxima over a row's tokens.
-        statistics: (rows, statistics) match statistics of two texts, None with one.
+        statistics: (rows, statistics) match statistics of two texts, None with one or where there are none.
+        attended: (rows, attended) their `MatchPool`, likewise.
     """
 
     hidden: Tensor
     state: Tensor
     peak: Tensor
-    statistics: Tensor | None
+    statistics: Tensor | None = None
+    attended: Tensor | None = None
+
+
+class MatchPool(nn.Module):
+    """How well a text is matched, as means over its tokens weighted by learnt queries on the side network's states: an
+    unmatched name tells more than an unmatched comma. The weights start alike."""
+
+    def __init__(self, state: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(state, QUERIES, bias=False)
+        nn.init.zeros_(self.query.weight)
+
+    def forward(self, state: Tensor, match: Tensor) -> Tensor:
+        """Weights and weighted matches (tokens, `QUERIES` * (1 + taps)) of state (tokens, r), match (taps, tokens)."""
+        weight = self.query(state).clamp(-8, 8).exp()
+        return torch.cat([weight, (weight[:, :, None] * match.t()[:, None]).flatten(1)], 1)
 
 
 class PooledHead(nn.Module):
@@ -34,15 +55,15 @@ class PooledHead(nn.Module):
     The wide one reads the mean of each text's tokens, standardised by the mean and deviation of the frozen backbone's
     means over the training data (see `calibrate`): the features of a pretrained encoder lie in a narrow cone, which a
     linear layer learns slowly. Two texts with means u and v are read as ``[|u - v|, u * v]``. The narrow one reads the
-    side network's means and, for one text, its maxima; for two also ``|u - v|``, ``u * v`` and the frozen
-    `pac_core.alignment.match_statistics`. Regression targets are standardised.
+    side network's means and, for one text, its maxima; for two also ``|u - v|``, ``u * v``, the frozen
+    `pac_core.alignment.Matches.statistics` and matches pooled with learnt weights. Regression targets are standardised.
 
     Args:
         hidden: d.
         state: r, width of the side network's last state.
         outputs: classes, or 1 for regression.
         texts: texts in a row, 1 or 2.
-        statistics: number of match statistics of a row, 0 with one text.
+        taps: taps that two texts are matched in, 0 with one text.
         dropout: probability on the features.
     """
 
@@ -54,21 +75,24 @@ class PooledHead(nn.Module):
     match_deviation: Tensor
 
     def __init__(
-        self, hidden: int, state: int, outputs: int, *, texts: int = 1, statistics: int = 0, dropout: float = 0.1
+        self, hidden: int, state: int, outputs: int, *, texts: int = 1, taps: int = 0, dropout: float = 0.1
     ) -> None:
         super().__init__()
         self.texts = texts
         self.dropout = nn.Dropout(dropout)
         self.wide = nn.Linear(hidden * texts, outputs)
         self.state_norm = nn.LayerNorm(state)
-        self.narrow = nn.Linear(state * (2 if texts == 1 else 4) + statistics, outputs, bias=False)
+        self.matches = MatchPool(state) if taps else None
+        statistics = statistics_width(taps) if taps else 0
+        read = state * (2 if texts == 1 else 4) + statistics + QUERIES * taps * texts
+        self.narrow = nn.Linear(read, outputs, bias=False)
         for parameter in (self.wide.weight, self.wide.bias, self.narrow.weight):
             nn.init.zeros_(parameter)
         self.register_buffer("mean", torch.zeros(hidden))
         self.register_buffer("deviation", torch.ones(hidden))
         self.register_buffer("target_mean", torch.zeros(()))
         self.register_buffer("target_deviation", torch.ones(()))
-        if statistics:
+        if taps:
             self.register_buffer("match_mean", torch.zeros(statistics))
             self.register_buffer("match_deviation", torch.ones(statistics))
 
@@ -105,13 +129,22 @@ class PooledHead(nn.Module):
             wide, narrow = means[:, 0], torch.cat([state[:, 0], pooled.peak], -1)
         else:
             wide = torch.cat(_compared(means), -1)
-            parts = [state[:, 0], state[:, 1], *_compared(state)]
-            if pooled.statistics is not None:
-                scaled = (pooled.statistics - self.match_mean) / self.match_deviation
-                parts.append(scaled.clamp(-4, 4))
-            narrow = torch.cat(parts, -1)
-        outputs: Tensor = self.wide(self.dropout(wide)) + self.narrow(self.dropout(narrow))
+            narrow = torch.cat([state[:, 0], state[:, 1], *_compared(state)], -1)
+        narrow = self.dropout(narrow)
+        if pooled.statistics is not None and pooled.attended is not None:
+            scaled = (pooled.statistics - self.match_mean) / self.match_deviation
+            narrow = torch.cat([narrow, self.dropout(pooled.attended), scaled.clamp(-4, 4)], -1)
+        outputs: Tensor = self.wide(self.dropout(wide)) + self.narrow(narrow)
         return outputs
+
+    def attend(self, state: Tensor, rows: Rows) -> Tensor | None:
+        """(rows, texts * `QUERIES` * taps) weighted means of the matches that ``rows`` carries, None without; state
+        (tokens, r)."""
+        if self.matches is None or rows.match is None:
+            return None
+        pooled = self.pool(self.matches(state, rows.match), rows)
+        match = pooled[..., QUERIES:].view(*pooled.shape[:2], QUERIES, -1)
+        return (match / pooled[..., :QUERIES, None].clamp(min=1e-6)).flatten(1)
 
     def numbers(self, outputs: Tensor) -> Tensor:
         """Regression outputs (rows, 1) in the targets' own unit, (rows,)."""

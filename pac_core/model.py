@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
 from pac_core.adapter_files import SavedAdapter, read_adapter, write_adapter
-from pac_core.alignment import match_statistics, statistics_width
+from pac_core.alignment import Matcher
 from pac_core.backbones import load_backbone
 from pac_core.cache import ActivationCache
 from pac_core.contracts.adapter import AdapterConfig, ParallelAdapterConfig, Rows, SideNetwork, Taps
@@ -76,11 +76,13 @@ class PacModel(nn.Module):
         taps = {s: tap_indices(self.info.stream(s).layers, side.config.tap_every) for s in side.reads}
         self.head: PooledHead | None = None
         if not task.generates:
-            statistics = statistics_width(len(taps[side.target])) if task.apart else 0
-            texts = 2 if task.apart else 1
-            self.head = PooledHead(self.info.hidden_size, side.width, task.outputs, texts=texts, statistics=statistics)
-        if self.head is not None and self.info.dtype == torch.float64:
-            self.head.double()
+            texts, matched = (2, len(taps[side.target])) if task.apart else (1, 0)
+            self.head = PooledHead(self.info.hidden_size, side.width, task.outputs, texts=texts, taps=matched)
+        self.matcher = Matcher(len(taps[side.target]), self.info.hidden_size) if task.apart else None
+        if self.info.dtype == torch.float64:
+            for part in (self.head, self.matcher):
+                if part is not None:
+                    part.double()
         self.calibrated: Tensor
         self.register_buffer("calibrated", torch.zeros((), dtype=torch.bool))
         bound = None if cache is None else cache.bind(self.info, taps, model=model_name)
@@ -156,17 +158,22 @@ class PacModel(nn.Module):
     def outputs(self, taps: dict[str, Taps]) -> Tensor:
         """Outputs (rows, outputs) of the trainable head."""
         taps = self._prepared(taps)
-        last, head = taps[self.side.target], self._head
-        state = self.side.final(taps)
+        head = self._head
+        last, statistics = self._matched(taps[self.side.target])
+        state = self.side.final({**taps, self.side.target: last})
         pooled = head.pool(state, last.rows)
         hidden = self.side.exit(self.side.target, pooled, head.pool(last.last, last.rows))
-        outputs: Tensor = head(Pooled(hidden, pooled, peaks(state, last.rows), self._statistics(last)))
+        peak, attended = peaks(state, last.rows), head.attend(state, last.rows)
+        outputs: Tensor = head(Pooled(hidden, pooled, peak, statistics, attended))
         return outputs
 
-    def _statistics(self, taps: Taps) -> Tensor | None:
-        if not self.task.apart:
-            return None
-        return match_statistics(taps.values, taps.rows)
+    def _matched(self, taps: Taps) -> tuple[Taps, Tensor | None]:
+        """``taps`` whose rows tell how well each token is matched, and the rows' match statistics, for two texts."""
+        if self.matcher is None:
+            return taps, None
+        matches = self.matcher(taps)
+        rows = replace(taps.rows, match=self.matcher.scaled(matches.tokens))
+        return Taps(taps.values, rows), matches.statistics
 
     @torch.no_grad()
     def calibrate(self, taps: Sequence[dict[str, Taps]], targets: Tensor | None = None) -> None:
@@ -179,8 +186,7 @@ class PacModel(nn.Module):
             frozen = torch.cat([t.last for t in last])
         else:
             pooled = torch.cat([self.head.pool(t.last, t.rows) for t in last])
-            found = [self._statistics(t) for t in last]
-            statistics = torch.cat([s for s in found if s is not None]) if self.task.apart else None
+            statistics = None if self.matcher is None else self.matcher.calibrate(last)
             self.head.calibrate(pooled, statistics, targets)
             frozen = pooled.flatten(0, 1)
         if len(frozen) > 1:

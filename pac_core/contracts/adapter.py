@@ -60,10 +60,13 @@ class Rows:
     Attributes:
         lengths: tokens of each row.
         segments: (tokens,) int64 index of the text within its row, None if every row is one text.
+        match: (taps, tokens) how well each token is matched by one of the row's other text in each tap, with mean 0 and
+            deviation 1 over the training data; None if that is not known.
     """
 
     lengths: tuple[int, ...]
     segments: Tensor | None = None
+    match: Tensor | None = None
 
     @property
     def width(self) -> int:

@@ -14,6 +14,9 @@ from pac_core.runtime.interrupt import StopFlag
 
 CALIBRATION_SAMPLES = 1000
 
+CALIBRATION_PAIRS = 300
+"""Fewer, since all their taps are in memory at once."""
+
 
 @dataclass(frozen=True)
 class Filled:
@@ -45,8 +48,8 @@ def prefill(
 
 
 def calibrate(model: PacModel, examples: Sequence[Example]) -> None:
-    """Set the model's scales from up to `CALIBRATION_SAMPLES` samples, evenly spaced, and all regression targets."""
-    step = max(len(examples) // CALIBRATION_SAMPLES, 1)
+    """Set the model's scales from samples evenly spaced, and all regression targets."""
+    step = max(len(examples) // (CALIBRATION_PAIRS if model.task.apart else CALIBRATION_SAMPLES), 1)
     chosen = list(examples[::step])
     last = model.side.target
     taps = []

@@ -48,7 +48,10 @@ def random_taps(
         count = len(tap_indices(side.info.stream(stream).layers, side.config.tap_every))
         values = torch.randn(count, sum(of_rows), side.info.hidden_size, generator=generator, dtype=torch.float64)
         segments = torch.cat([(torch.arange(n) >= n / 2).long() for n in of_rows]) if pairs else None
-        found[stream] = Taps(values.to(next(side.parameters()).dtype), Rows(of_rows, segments))
+        match = torch.randn(count, sum(of_rows), generator=generator, dtype=torch.float64) if pairs else None
+        dtype = next(side.parameters()).dtype
+        rows = Rows(of_rows, segments, None if match is None else match.to(dtype))
+        found[stream] = Taps(values.to(dtype), rows)
     return found
 
 
@@ -58,7 +61,8 @@ def only_row(taps: dict[str, Taps], row: int) -> dict[str, Taps]:
     for stream, those in taps.items():
         chosen = those.rows.row_of == row
         segments = None if those.rows.segments is None else those.rows.segments[chosen]
-        found[stream] = Taps(those.values[:, chosen], Rows((those.rows.lengths[row],), segments))
+        match = None if those.rows.match is None else those.rows.match[:, chosen]
+        found[stream] = Taps(those.values[:, chosen], Rows((those.rows.lengths[row],), segments, match))
     return found
 
 

@@ -15,7 +15,7 @@ from pac_core.testing.tiny import tiny_model
 
 DECODERS = ["gpt2", "llama"]
 PAIRED = ["t5", "bart"]
-NO_EOS = 63
+NO_EOS = 1000  # beyond the vocabulary
 ADAPTERS = {
     "parallel": ParallelAdapterConfig(reduction=4, dropout=0.0),
     "bottleneck": BottleneckAdapterConfig(reduction=4, dropout=0.0, tap_every=2),

@@ -1,11 +1,13 @@
 """The trainable head: means of texts, standardisation, and what it starts from."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from pac_core.contracts.adapter import Rows
-from pac_core.heads import Pooled, PooledHead, peaks
+from pac_core.heads import QUERIES, Pooled, PooledHead, peaks
 
 HIDDEN = torch.arange(20.0).view(5, 4)
 
@@ -81,3 +83,20 @@ def test_regression_answers_in_the_targets_unit() -> None:
     assert_close(head.numbers(torch.ones(1, 1)), torch.tensor([300.0]))
     assert_close(head.regression_loss(torch.zeros(3, 1), targets), torch.tensor(2 / 3))
     assert head.regression_loss(((targets - 200) / 100)[:, None], targets) == 0
+
+
+def test_matches_are_pooled_by_weights_of_the_state(rows: Rows) -> None:
+    head = PooledHead(4, 2, 1, texts=2, taps=3)
+    assert head.matches is not None
+    match, state = torch.randn(3, 5), torch.randn(5, 2)
+    matched = replace(rows, match=match)
+    found = head.attend(state, matched)
+    assert found is not None
+    alike = torch.stack([match[:, :2].mean(1), match[:, 2], match[:, 3], match[:, 4]]).view(2, 2, 1, 3)
+    assert_close(found.view(2, 2, QUERIES, 3), alike.expand(2, 2, QUERIES, 3))
+    torch.nn.init.normal_(head.matches.query.weight)
+    found = head.attend(state, matched)
+    assert found is not None
+    weight = (state[:2] @ head.matches.query.weight.T).softmax(0)
+    assert_close(found.view(2, 2, QUERIES, 3)[0, 0], weight.T @ match[:, :2].T)
+    assert head.attend(state, rows) is None

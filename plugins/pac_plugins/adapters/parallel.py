@@ -32,7 +32,7 @@ class SideLayer(nn.Module):
         super().__init__()
         r = widths.state
         self.add = Residual(dropout)
-        self.read = TapRead(info, r)
+        self.read = TapRead(info, r, last + 1)
         self.gate = nn.Parameter(torch.zeros(1))
         self.share = nn.Parameter(torch.full((1,), 1 / (last + 1)))
         self.attention = SelfAttention(r, widths.heads, stream.causal, f"{stream.name}.{index}")
@@ -79,7 +79,7 @@ class SideStream(nn.Module):
     def __init__(self, info: BackboneInfo, config: AdapterConfig, widths: Widths, stream: Stream, exits: bool) -> None:
         super().__init__()
         self.taps = tap_indices(stream.layers, config.tap_every)
-        self.enter: TapRead | None = TapRead(info, widths.state)
+        self.enter: TapRead | None = TapRead(info, widths.state, len(self.taps))
         self.segments: nn.Embedding | None = nn.Embedding(MAX_SEGMENTS, widths.state)
         nn.init.normal_(self.segments.weight, std=0.02)
         last = len(self.taps) - 1

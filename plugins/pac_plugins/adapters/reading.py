@@ -9,32 +9,31 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from pac_core.alignment import alignment
 from pac_core.contracts.adapter import Rows
 from pac_core.contracts.backbone import BackboneInfo
 from pac_plugins.adapters.layers import side_norm
 
 
 class TapRead(nn.Module):
-    """Parameters for reading a tap: down-projection, norm, and what a token's `alignment` adds in rows of two texts."""
+    """Parameters for reading a tap: down-projection, norm, and what a token's matches in all taps add."""
 
-    def __init__(self, info: BackboneInfo, width: int) -> None:
+    def __init__(self, info: BackboneInfo, width: int, taps: int) -> None:
         super().__init__()
         self.down = nn.Linear(info.hidden_size, width)
         self.norm = side_norm(info, width)
-        self.match = nn.Parameter(torch.randn(width) * 0.1)
+        self.match = nn.Parameter(torch.randn(taps, width) * 0.1)
 
 
 def read_taps(reads: Sequence[TapRead], values: Tensor, rows: Rows) -> list[Tensor]:
-    """``norm(W b_i + c)`` (rows, width, r) of each tap b_i in values (taps, tokens, d), by its own `TapRead`; rows of
-    two texts add their `alignment`."""
+    """``norm(W b_i + c)`` (rows, width, r) of each tap b_i in values (taps, tokens, d), by its own `TapRead`; to it is
+    added how well tokens match, where the rows tell."""
     weight = torch.stack([read.down.weight for read in reads])
     narrow = rows.pad(project(values, weight))
     found = [read.norm(tap + read.down.bias) for read, tap in zip(reads, narrow)]
-    if rows.segments is None:
+    if rows.match is None:
         return found
-    matches = rows.pad(torch.stack([alignment(tap, rows) for tap in values])[..., None] * 4 - 2)
-    return [torch.addcmul(tap, match, read.match) for read, tap, match in zip(reads, found, matches)]
+    match = rows.pad(rows.match.t()).flatten(0, 1)
+    return [torch.addmm(tap.flatten(0, 1), match, read.match).view_as(tap) for read, tap in zip(reads, found)]
 
 
 def project(values: Tensor, weight: Tensor) -> Tensor:
