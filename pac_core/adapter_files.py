@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
@@ -64,6 +65,14 @@ class SavedAdapter:
     def task(self) -> Task:
         return self.file.task
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format that the backbone had in training."""
+        found = getattr(torch, str(self.file.backbone.get("dtype", "float32")), None)
+        if not isinstance(found, torch.dtype):
+            raise BadInput(f"{self.folder / CONFIG_NAME}: backbone.dtype is no number format; copy the file again")
+        return found
+
     def check(self, info: BackboneInfo) -> None:
         """Make sure that the adapter was trained on this backbone.
 
@@ -71,6 +80,11 @@ class SavedAdapter:
             BadInput: another architecture, or the same one with other weights.
         """
         trained = self.file.backbone
+        if self.dtype != info.dtype:
+            raise BadInput(
+                f"{self.folder}: this adapter was trained on a {str(self.dtype)[6:]} backbone, but the model given is "
+                f"{str(info.dtype)[6:]}; load the model with dtype={self.dtype}"
+            )
         if trained.get("fingerprint") != info.fingerprint:
             raise BadInput(
                 f"{self.folder}: this adapter was trained on {trained.get('model_type')} "

@@ -98,8 +98,9 @@ class RunConfig(_Part):
     """Samples of one forward and backward pass; the whole batch if left out."""
     max_length: int | None = Field(default=None, gt=1)
     """Longer texts are cut to this many tokens; without it they are an error beyond what the model takes."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "float32"
-    """Number format of the backbone's weights."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    """Number format of the backbone; auto: bfloat16 for classification and regression if the cache rounds to it anyway
+    and the processor multiplies it in hardware, else float32."""
     fill: Literal["auto", "prefill", "train-while-fill"] = "auto"
     """prefill runs the backbone over sorted samples before epoch 1; train-while-fill does so as epoch 1 needs them."""
     seed: int = Field(default=0, ge=0, lt=2**63)

@@ -7,12 +7,12 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pac_core.adapter_files import write_adapter
 from pac_core.config import RunConfig
-from pac_core.contracts.backbone import Backbone
 from pac_core.errors import BadInput, RunFailed
 from pac_core.events import CheckpointSaved, EpochDone, Event, RunFinished, RunStarted, StepDone
 from pac_core.files import check_writable, read_tensors, write_json, write_tensors
@@ -79,7 +79,7 @@ class FineTuner:
         check_writable(self.config.output)
         loaded = load(self.config, self.registry)
         plan = single_plan(self.config, loaded.model)
-        loaded.model.reader.reopen = self._open_backbone
+        loaded.model.reader.reopen = partial(open_backbone, self.config.model, loaded.model.info.dtype, self.registry)
         try:
             self._check_resumable(loaded)
             self._tell(RunStarted(self.config.plain(), loaded.model.trainable(), loaded.truncated))
@@ -234,8 +234,7 @@ class FineTuner:
     def _generated(self, loaded: Loaded) -> dict[str, float]:
         """Scores of generated answers; the backbone is loaded again for them."""
         model, settings = loaded.model, self.config.generation
-        if model.backbone.released:
-            model.replace_backbone(self._open_backbone())
+        model.reader.need_backbone("answers are to be generated")
         chosen = loaded.eval_samples[: settings.eval_samples]
 
         def on_progress(done: int) -> None:
@@ -244,9 +243,6 @@ class FineTuner:
         return generated_metrics(
             model, loaded.encoder, chosen, settings, seed=self.config.seed, on_progress=on_progress
         )
-
-    def _open_backbone(self) -> Backbone:
-        return open_backbone(self.config.model, self.config.dtype, self.registry)
 
     def _tell(self, event: Event) -> None:
         for observer in list(self.observers):

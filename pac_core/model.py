@@ -265,7 +265,8 @@ class PacModel(nn.Module):
         """A model with the adapter saved in ``folder``; ``base_model`` is a live model, a path or an id.
 
         Raises:
-            BadInput: the folder holds no PAC adapter, is damaged, or was trained on another backbone.
+            BadInput: the folder holds no PAC adapter, is damaged, or was trained on another backbone, or on one in
+                another number format.
         """
         backbone, name = _backbone_of(base_model, registry := registry or Registry())
         return cls.on_backbone(backbone, read_adapter(Path(folder)), registry, cache=cache, model_name=name)
@@ -331,10 +332,10 @@ def get_pac_model(
     return PacModel(backbone, side, task, cache=cache, model_name=name)
 
 
-def _backbone_of(base_model: Any, registry: Registry) -> tuple[Backbone, str]:
-    """The backbone of a live model, path or id, and its name."""
+def _backbone_of(base_model: Any, registry: Registry, dtype: torch.dtype | None = None) -> tuple[Backbone, str]:
+    """The backbone of a live model, or of a path or id in ``dtype`` (the checkpoint's if None), and its name."""
     if isinstance(base_model, (str, Path)):
-        return load_backbone(BackboneSource(path=base_model), registry), str(base_model)
+        return load_backbone(BackboneSource(path=base_model, dtype=dtype), registry), str(base_model)
     return load_backbone(BackboneSource(model=base_model), registry), str(getattr(base_model, "name_or_path", ""))
 
 

@@ -17,6 +17,7 @@ from pac_core.data import Sample, infer_task, read_samples
 from pac_core.encoding import Encoder, load_tokenizer
 from pac_core.errors import BadInput
 from pac_core.examples import Example, Task
+from pac_core.hardware import multiplies_bfloat16
 from pac_core.model import PacModel
 from pac_core.registry import Registry
 from pac_core.tasks import target_stream
@@ -62,7 +63,7 @@ def load(config: RunConfig, registry: Registry) -> Loaded:
     samples = read_samples(config.train, columns=config.columns)
     eval_samples = read_samples(config.eval, columns=config.columns) if config.eval else []
     tokenizer = load_tokenizer(config.model)
-    backbone = open_backbone(config.model, config.dtype, registry)
+    backbone = open_backbone(config.model, backbone_dtype(config, samples), registry)
     task = choose_task(config, samples, backbone)
     encoder = Encoder(
         tokenizer,
@@ -84,10 +85,23 @@ def load(config: RunConfig, registry: Registry) -> Loaded:
     return Loaded(model, tokenizer, train, evaluation, eval_samples, encoder, truncated, chat)
 
 
-def open_backbone(model: str, dtype: str, registry: Registry) -> Backbone:
-    """The whole frozen backbone in ``dtype`` (a torch name, or ``auto`` for the checkpoint's)."""
-    chosen = None if dtype == "auto" else getattr(torch, dtype)
-    return load_backbone(BackboneSource(path=model, dtype=chosen), registry)
+def backbone_dtype(config: RunConfig, samples: Sequence[Sample]) -> torch.dtype:
+    """The backbone's number format that ``config.dtype`` stands for.
+
+    "auto" is bfloat16 where only hidden states that the cache rounds are wanted of it, and where that is faster: then
+    its layers do what the cache does anyway. A language model's head works on what is not rounded.
+    """
+    if config.dtype != "auto":
+        found: torch.dtype = getattr(torch, config.dtype)
+        return found
+    rounded = config.cache.dtype in ("bfloat16", "int8")
+    pooled = samples[0].label is not None
+    return torch.bfloat16 if rounded and pooled and multiplies_bfloat16(torch.device("cpu")) else torch.float32
+
+
+def open_backbone(model: str, dtype: torch.dtype, registry: Registry) -> Backbone:
+    """The whole frozen backbone in ``dtype``."""
+    return load_backbone(BackboneSource(path=model, dtype=dtype), registry)
 
 
 def choose_task(config: RunConfig, samples: Sequence[Sample], backbone: Backbone) -> Task:

@@ -196,7 +196,7 @@ def test_long_texts_are_cut_on_request(pac: Any, trained: Any) -> None:
 def test_predictions_of_a_file_can_be_read_back(pac: Any, trained: Any, tmp_path: Path) -> None:
     file = tmp_path / "new.tsv"
     with file.open("w", newline="") as out:
-        csv.writer(out, delimiter="\t").writerows([["text"], ["the film was love"], ["the film was hate"]])
+        csv.writer(out, delimiter="\t").writerows([["text"], ["the film was great"], ["the film was awful"]])
     assert pac("predict", "--adapter", trained("reviews"), "--data", file, "--json").json["predictions"] == [
         "kind",
         "unkind",

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from pac_core import finetune
 from pac_core.cache import ActivationCache
 from pac_core.errors import BadInput, RunFailed
 from pac_core.events import EpochDone, StepDone
@@ -192,8 +193,8 @@ def test_an_entry_damaged_after_the_backbone_left_is_computed_again(
             inner.put_many([(key, bytes(value))])
 
     loads: list[str] = []
-    plain = FineTuner._open_backbone
-    monkeypatch.setattr(FineTuner, "_open_backbone", lambda self: loads.append("again") or plain(self))
+    plain = finetune.open_backbone
+    monkeypatch.setattr(finetune, "open_backbone", lambda *given: loads.append("again") or plain(*given))
     tuner = FineTuner(config(**given), observers=[damages])
     result = tuner.run()
     assert result.metrics["cache"]["damaged"] == 1
@@ -208,7 +209,7 @@ def test_a_backbone_that_changed_meanwhile_ends_the_run(config: Any, checkpoint:
 
     tuner = FineTuner(config())
     loaded = load.load(tuner.config, Registry())
-    other = load.open_backbone(str(checkpoint("gpt2")), "float32", Registry())
+    other = load.open_backbone(str(checkpoint("gpt2")), torch.float32, Registry())
     with pytest.raises(BadInput, match="weights have changed"):
         loaded.model.replace_backbone(other)
     loaded.model.reader.close()
