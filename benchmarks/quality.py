@@ -149,16 +149,21 @@ def read_results(work: Path) -> list[dict[str, Any]]:
 
 
 def table(done: list[dict[str, Any]]) -> str:
-    """Mean test score of each method and task at its best rate, with the number of seeds."""
+    """Mean test score of each method and task at its best rate, with the spread over the seeds and their number."""
     lines = ["| task | " + " | ".join(RATES) + " |", "| --- " * (len(RATES) + 1) + "|"]
+    means: dict[str, list[float]] = {method: [] for method in RATES}
     for task in TASKS:
         cells = []
         for method in RATES:
             lr = best_rate(done, method, task)
             found = [r["test"] for r in done if (r["method"], r["task"], r["lr"]) == (method, task, lr)]
-            cells.append(f"{statistics.mean(found):.2f} (lr {lr:g}, {len(found)} seeds)" if found else "not run")
+            if found:
+                means[method].append(statistics.mean(found))
+            spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
+            cells.append(f"{means[method][-1]:.1f}{spread} (lr {lr:g}, {len(found)} seeds)" if found else "not run")
         lines.append(f"| {task} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    whole = [f"{statistics.mean(found):.2f}" if len(found) == len(TASKS) else "" for found in means.values()]
+    return "\n".join([*lines, "| mean | " + " | ".join(whole) + " |"])
 
 
 def write_splits(data: Path, folder: Path) -> None:
