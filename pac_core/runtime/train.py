@@ -127,12 +127,15 @@ def optimizer_step(trainer: Trainer, batch: Sequence[Example], micro: Iterator[M
     """Accumulate the gradient of the batch's mean loss over its micro-batches, then step at ``rate`` times the peak
     learning rate; returns the loss.
 
-    However a batch is cut, the gradient is the same: parts weigh by the predictions they hold.
+    However a batch is cut, the gradient is the same: parts weigh by the predictions they hold, and those without any
+    are left out.
     """
     model = trainer.model
     total, loss = model.learnt(batch), 0.0
     trainer.optimizer.zero_grad(set_to_none=False)
     for part, taps in micro:
+        if not model.learnt(part):
+            continue
         with fast_products(_tokens(taps)):
             scaled = model.loss(part, taps) * (model.learnt(part) / total)
             scaled.backward()  # type: ignore[no-untyped-call]

@@ -2,9 +2,11 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
@@ -62,6 +64,20 @@ def test_any_cut_of_a_batch_gives_the_gradient_of_the_whole(
     micro = gradients(config.model_copy(update={"micro_batch_size": size}), made, batch)
     assert micro[0] == pytest.approx(whole[0], rel=1e-9)
     assert max(g.abs().max() for g in whole[1].values()) > 1e-6
+    for name, expected in whole[1].items():
+        torch.testing.assert_close(micro[1][name], expected, rtol=1e-9, atol=1e-9, msg=name)
+
+
+def test_a_part_without_predictions_changes_nothing(loaded: tuple[RunConfig, Loaded]) -> None:
+    config, made = loaded
+    if not made.model.task.generates:
+        pytest.skip("every sample has a prediction")
+    stir(made)
+    silent = replace(made.train[0], target=np.full_like(made.train[0].target, IGNORE))
+    made = replace(made, train=[silent, *made.train[1:]])
+    whole = gradients(config, made, [0, 1, 2])
+    micro = gradients(config.model_copy(update={"micro_batch_size": 1}), made, [0, 1, 2])
+    assert micro[0] == pytest.approx(whole[0], rel=1e-9)
     for name, expected in whole[1].items():
         torch.testing.assert_close(micro[1][name], expected, rtol=1e-9, atol=1e-9, msg=name)
 
