@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pac_core.config import OptimizerConfig
 from pac_core.model import PacModel
@@ -82,11 +82,20 @@ def cut(size: int, micro_batch_size: int | None) -> list[list[int]]:
     return [list(range(i, min(i + step, size))) for i in range(0, size, step)]
 
 
-def clip(optimizer: torch.optim.Optimizer, max_norm: float | None) -> None:
-    """Scale the gradients of an optimiser's parameters down to ``max_norm``."""
+def clip(optimizer: torch.optim.Optimizer, max_norm: float | None, norm: Tensor | None = None) -> None:
+    """Scale the gradients of an optimiser's parameters down to ``max_norm``; ``norm`` () is theirs unless others' count
+    as well, as those of other pipeline stages do."""
     if max_norm is None:
         return
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = gradient_norm(optimizer) if norm is None else norm
     if norm > max_norm:
-        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        nn.utils.clip_grads_with_norm_(_parameters(optimizer), max_norm, norm)
+
+
+def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
+    """() norm of the gradients of an optimiser's parameters."""
+    return nn.utils.get_total_norm([p.grad for p in _parameters(optimizer) if p.grad is not None])
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]

@@ -40,9 +40,7 @@ class Part:
 
     def rows(self, first: int, last: int) -> Part:
         """The rows [first, last)."""
-        return Part(
-            self.examples[first:last], self.total, rows_of_tensors(self.tensors, self.examples, first, last)
-        )
+        return Part(self.examples[first:last], self.total, rows_of_tensors(self.tensors, self.examples, first, last))
 
 
 def rows_of_tensors(

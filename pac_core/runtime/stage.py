@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pac_core.cache import BoundCache
+from pac_core.cache import ActivationCache, BoundCache
 from pac_core.contracts.adapter import Memory, Rows, SideNetwork, Taps
-from pac_core.contracts.backbone import DECODER, ENCODER, Backbone, BackboneInfo, Boundary, Stream, tap_indices
+from pac_core.contracts.backbone import DECODER, ENCODER, BackboneInfo, Boundary, Stream, tap_indices
 from pac_core.errors import BadInput
 from pac_core.examples import Segment
 from pac_core.hardware import fast_products
@@ -40,9 +40,9 @@ class Passed:
 class Stage:
     """Runs parts of micro-batches through a slice of a model, forward and later backward.
 
-    Only hidden states b and side states a go in and out (see `Part`), and only gradients of a come back: the backbone is
-    frozen, and runs under ``torch.no_grad`` as its contract says, since its taps enter the side network's graph. Taps go
-    to the stage's own share of the cache.
+    Only hidden states b and side states a go in and out (see `Part`), and only gradients of a come back: the backbone
+    is frozen, and runs under ``torch.no_grad`` as its contract says, since its taps enter the side network's graph.
+    Taps go to the stage's own share of the cache.
 
     Args:
         model: cut to the stage with `cut_model`. Its backbone must hold the layers of ``layers``.
@@ -100,6 +100,8 @@ class Stage:
         tensors = {**part.tensors, f"{name}.b": hidden}
         if name in self.model.side.reads:
             tensors[f"{name}.a"] = self._run_side(name, part, taps)
+        if self.is_last and stream is self.chain[-1] and taps is not None:
+            tensors[f"{name}.b"] = taps[-1]  # rounded as the cache does, like all that the side network and head read
         return replace(part, tensors=tensors)
 
     def _run_backbone(self, stream: Stream, part: Part) -> tuple[Tensor, Tensor | None]:
@@ -109,16 +111,19 @@ class Stage:
         segments = [segment for example in part.examples for segment in of_stream(example, name)]
         rows = _lengths(segments)
         wanted = self._reader.taps.get(name, ())
-        boundary = self._boundary(stream, segments, part)
-        kept = [boundary["hidden"]] if first == 0 and wanted else []
-        for index, boundary in enumerate(self.model.backbone.run(name, first, last, boundary), start=first + 1):
+        before = self._boundary(stream, segments, part)
+        kept = [before["hidden"]] if 0 in wanted else []
+        after = before
+        for index, after in enumerate(self.model.backbone.run(name, first, last, before), start=first + 1):
             if index in wanted:
-                kept.append(boundary["hidden"])
-        hidden = rows.unpad(boundary["hidden"])
+                kept.append(after["hidden"])
+        hidden = rows.unpad(after["hidden"])
         if not kept:
             return hidden, None
         taps = torch.stack([rows.unpad(tap) for tap in kept])
-        entries = list(taps.cpu().split([len(segment) for segment in segments], dim=1))
+        if self._reader.cache is None:
+            return hidden, taps.to(self._reader.dtype)
+        entries = list(torch.split(taps.cpu(), list(rows.lengths), dim=1))
         stored = torch.cat(self._reader.store(segments, entries), dim=1)
         return hidden, stored.to(hidden.device, self._reader.dtype)
 
@@ -211,13 +216,17 @@ def check_cuts(side: SideNetwork, layers: Slices) -> None:
             from the side network's entry.
     """
     for stream, held in side_taps(side, layers).items():
-        if layers[stream][0] > 0 and held[0] == 1:
-            every = side.config.tap_every
-            if layers[stream][0] < every:
-                raise BadInput(
-                    f"a stage begins at layer {layers[stream][0]} of stream '{stream}', but the first tap is after layer "
-                    f"{every}; begin it at layer {every} or later"
-                )
+        if held[0] == 1:
+            raise BadInput(
+                f"a stage begins at layer {layers[stream][0]} of stream '{stream}', before the first tap; "
+                f"begin it at layer {side.config.tap_every} or later"
+            )
+
+
+def bind_share(cache: ActivationCache, model: PacModel, layers: Slices) -> BoundCache | None:
+    """A device's share of the cache: entries of the taps of its stage; None where the stage has no tap."""
+    taps = stage_taps(model.side, layers)
+    return cache.bind(model.info, taps, model=model.model_name) if taps else None
 
 
 def cut_model(model: PacModel, layers: Slices) -> PacModel:
@@ -239,3 +248,13 @@ def cut_model(model: PacModel, layers: Slices) -> PacModel:
     if layers.get(final.name, (0, 0))[1] < final.layers:
         model.head = model.matcher = None
     return model
+
+
+def _lengths(segments: Sequence[Segment]) -> Rows:
+    """The backbone's rows: one for each segment."""
+    return Rows(tuple(map(len, segments)))
+
+
+def _mask(rows: Rows, device: torch.device) -> Tensor:
+    """(rows, width) bool, True for real tokens."""
+    return (torch.arange(rows.width)[None] < torch.tensor(rows.lengths)[:, None]).to(device)
