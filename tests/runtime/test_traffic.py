@@ -1,9 +1,10 @@
 """What stages send each other, and how much a stage holds at once."""
 
-import threading
+import copy
 from collections import Counter
 from collections.abc import Mapping
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from pac_core.contracts.adapter import AdapterConfig
 from pac_core.contracts.backbone import DECODER, ENCODER
-from pac_core.contracts.message import Message
 from pac_core.contracts.scheduler import Plan, ScheduleName, StagePlan
 from pac_core.contracts.transport import Transport
 from pac_core.errors import TransportError
@@ -81,8 +81,6 @@ def rows(family: str) -> list[Example]:
 
 
 def run(family: str, plan: Plan, exchange: Exchange, kind: type[Stage] = Stage) -> None:
-    import copy
-
     def device(transport: Transport) -> None:
         number, _ = plan.place(transport.rank)
         layers = plan.stages[number].layers
@@ -124,52 +122,53 @@ def test_next_to_nothing_is_sent_but_b_and_a_forward_and_the_gradient_of_a_back(
     assert all(sent[line] == size for line, size in least.items() if line[0] == "backward")
 
 
-class Counting(Stage):
-    """A stage that notes how many micro-batches it holds between forward and backward."""
+def events(plan: Plan) -> list[list[str]]:
+    """What each device does while a batch of five rows goes through, in order: receives that it posts, parts that it
+    runs forward and backward."""
+    found: list[list[str]] = [[] for _ in range(plan.size)]
 
-    most: dict[str, int] = {}
-    lock = threading.Lock()
+    class Noted(Exchange):
+        def receive(self, line: Any, work: Any) -> None:
+            if not line[2].direction.startswith("@"):
+                found[line[1]].append(f"post {line[2].direction[0].upper()}{line[2].micro_batch}")
+            super().receive(line, work)
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.held = 0
+    class NotedStage(Stage):
+        @property
+        def notes(self) -> list[str]:
+            return found[[dict(stage.layers) for stage in plan.stages].index(dict(self.layers))]
 
-    def forward(self, part: Part) -> tuple[Part, Passed]:
-        self.held += 1
-        with self.lock:
-            name = str(self.layers)
-            self.most[name] = max(self.most.get(name, 0), self.held)
-        return super().forward(part)
+        def forward(self, part: Part) -> tuple[Part, Passed]:
+            self.notes.append("forward")
+            return super().forward(part)
 
-    def backward(self, passed: Passed, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        self.held -= 1
-        return super().backward(passed, gradients)
+        def backward(self, passed: Passed, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            self.notes.append("backward")
+            return super().backward(passed, gradients)
+
+    run("bert", plan, Noted(), NotedStage)
+    return found
+
+
+def in_line(schedule: ScheduleName) -> Plan:
+    """Three stages of one device, five micro-batches of one row."""
+    return Plan(tuple(StagePlan({ENCODER: (i, i + 1)}, (str(i),), (1,)) for i in range(3)), 5, schedule)
 
 
 @pytest.mark.parametrize(("schedule", "held"), [("1f1b", [3, 2, 1]), ("gpipe", [5, 5, 5])])
 def test_a_stage_holds_no_more_micro_batches_than_its_schedule_says(schedule: ScheduleName, held: list[int]) -> None:
-    Counting.most = {}
-    stages = tuple(StagePlan({ENCODER: (i, i + 1)}, (str(i),), (1,)) for i in range(3))
-    run("bert", Plan(stages, 5, schedule), Exchange(), Counting)
-    assert [Counting.most[str(stage.layers)] for stage in stages] == held
+    balance = {"forward": 1, "backward": -1}
+    for done, most in zip(events(in_line(schedule)), held):
+        assert max(accumulate(balance.get(event, 0) for event in done)) == most
 
 
-def test_what_a_device_posts_ahead_is_one_message_more_than_it_works_on() -> None:
-    """Else a fast stage would fill the memory of a slow one behind it."""
-    most = 0
-
-    class Watched(Exchange):
-        def receive(self, line: Any, work: Any) -> None:
-            nonlocal most
-            super().receive(line, work)
-            most = max(most, sum(len(queue) for (_, to, _), queue in self._receives.items() if to == 1))
-
-        def send(self, line: Any, message: Message, work: Any) -> None:
-            super().send(line, message, work)
-
-    stages = tuple(StagePlan({ENCODER: at}, (str(i),), (1,)) for i, at in enumerate([(0, 1), (1, 3)]))
-    run("bert", Plan(stages, 5), Watched())
-    assert most == 2
+def test_the_next_message_is_asked_for_before_the_stage_computes_and_no_other() -> None:
+    """Later would leave the wires idle while it computes; earlier, a fast stage would fill the memory of a slow one."""
+    *_, last = events(in_line("1f1b"))
+    ahead = [f"post F{micro}" for micro in range(2, 5)]
+    turns = [[*ahead[i : i + 1], "forward", "backward"] for i in range(-1, 4)]
+    turns[0] = ["post F0", "post F1", "forward", "backward"]
+    assert last == [event for turn in turns for event in turn]
 
 
 def test_a_device_that_fails_ends_the_step_on_all_others() -> None:
