@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,35 @@ def united(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
         parameter.grad = whole.grad[part].view_as(parameter)
         start = part.stop
     return whole
+
+
+def places(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter, slice]]:
+    """For each parameter of ``model`` its name, and which slice of which of the optimiser's vectors it is."""
+    vectors = {p.untyped_storage().data_ptr(): p for p in _parameters(optimizer)}
+    for name, parameter in model.named_parameters():
+        start = parameter.storage_offset()
+        yield name, vectors[parameter.untyped_storage().data_ptr()], slice(start, start + parameter.numel())
+
+
+def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What `make_optimizer`'s AdamW has gathered, by parameter: ``<name>:step`` () and, flat, ``<name>:exp_avg`` and
+    ``<name>:exp_avg_sq``. Unlike its own state it does not depend on which parameters are on a device."""
+    found = {}
+    for name, vector, part in places(model, optimizer):
+        for key, value in optimizer.state[vector].items():
+            found[f"{name}:{key}"] = value if value.ndim == 0 else value[part]
+    return found
+
+
+def set_moments(model: nn.Module, optimizer: torch.optim.Optimizer, found: Mapping[str, Tensor]) -> None:
+    """Let an optimiser of the same kind go on from `moments`, of all stages together."""
+    for name, vector, part in places(model, optimizer):
+        state = optimizer.state[vector]
+        for key in ("exp_avg", "exp_avg_sq"):
+            state.setdefault(key, torch.zeros_like(vector, requires_grad=False))[part] = found[f"{name}:{key}"].to(
+                vector
+            )
+        state["step"] = found[f"{name}:step"].clone()
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:

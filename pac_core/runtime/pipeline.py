@@ -133,39 +133,63 @@ class Pipeline:
         Returns:
             () what this device's rows add to the loss; 0 but on the last stage.
         """
-        if self.number == 0 and len(batch) != rows:
-            raise ValueError(f"the first stage was given {len(batch)} rows of a batch of {rows}")
-        sizes = [len(piece) for piece in cut(rows, self.plan.micro_batch_size)]
-        parts = self._parts(batch, sizes, tensors or {})
+        sizes = self._sizes(rows, batch)
         actions = SCHEDULES[self.plan.schedule](self.number, len(self.plan.stages), len(sizes))
+        own = self._parts(batch, sizes, tensors or {})
         loss = torch.zeros((), dtype=torch.float64)
         try:
             for action, messages in self._with_messages(actions, sizes):
-                if action.kind == "forward":
-                    part = join([from_message(m.header, m.tensors) for m in messages]) if messages else parts(action)
-                    loss += self._forward(action.micro, part, sizes)
-                else:
+                if action.kind == "backward":
                     self._backward(action.micro, messages, sizes)
-            for send in self._sends:
-                send.wait(self.timeout)
+                elif (part := arrived(messages) or own(action.micro)) is not None:
+                    loss += self._forward(action.micro, part, sizes)
+            self._wait_for_sends()
         finally:
             self._in_flight.clear()
-            self._sends.clear()
         self._reduce()
         return loss
 
+    def fill(self, rows: int, batch: Sequence[Example] = ()) -> list[Part]:
+        """Run the backbone over a batch, so that its taps are in the devices' shares of the cache; nothing is learnt.
+
+        Arguments as in `gradients`. Returns, on the last stage, this device's rows with b_L under ``<stream>.b``, from
+        which scales are set (`pac_core.runtime.scales`).
+        """
+        sizes = self._sizes(rows, batch)
+        own = self._parts(batch, sizes, {})
+        done = []
+        for action, messages in self._with_messages([Action("forward", m) for m in range(len(sizes))], sizes):
+            part = arrived(messages) or own(action.micro)
+            if part is None:
+                continue
+            result = self.stage.fill(part)
+            self._send_on(action.micro, result, sizes)
+            done.append(result)
+        self._wait_for_sends()
+        return done if self.stage.is_last else []
+
+    def _sizes(self, rows: int, batch: Sequence[Example]) -> list[int]:
+        """Rows of each micro-batch."""
+        if self.number == 0 and len(batch) != rows:
+            raise ValueError(f"the first stage was given {len(batch)} rows of a batch of {rows}")
+        return [len(piece) for piece in cut(rows, self.plan.micro_batch_size)]
+
+    def _wait_for_sends(self) -> None:
+        while self._sends:
+            self._sends.pop().wait(self.timeout)
+
     def _parts(
         self, batch: Sequence[Example], sizes: Sequence[int], tensors: Mapping[str, Tensor]
-    ) -> Callable[[Action], Part | None]:
-        """Gives this device's part of a micro-batch, where no message does: on the first stage, or if it has no row."""
+    ) -> Callable[[int], Part | None]:
+        """Gives this device's part of a micro-batch where no message does: on the first stage, or None without a row."""
         total = self.stage.model.learnt(batch) if batch else 0
         starts = [0, *accumulate(sizes)]
 
-        def part(action: Action) -> Part | None:
-            first, last = share_of(self.plan, self.transport.rank, sizes[action.micro])
+        def part(micro: int) -> Part | None:
+            first, last = share_of(self.plan, self.transport.rank, sizes[micro])
             if first == last:
                 return None
-            start = starts[action.micro]
+            start = starts[micro]
             return Part(batch, total, tensors).rows(start + first, start + last)
 
         return part
@@ -193,15 +217,17 @@ class Pipeline:
             return ()
         return routes(self.plan, self.transport.rank, self.number + 1, sizes[action.micro])
 
-    def _forward(self, micro: int, part: Part | None, sizes: Sequence[int]) -> Tensor:
-        if part is None:
-            return torch.zeros((), dtype=torch.float64)
+    def _forward(self, micro: int, part: Part, sizes: Sequence[int]) -> Tensor:
         result, passed = self.stage.forward(part)
         self._in_flight[micro] = part.examples, passed
+        self._send_on(micro, result, sizes)
+        return torch.zeros(()) if passed.loss is None else passed.loss.detach().double().cpu()
+
+    def _send_on(self, micro: int, result: Part, sizes: Sequence[int]) -> None:
+        """Send each device of the next stage its rows."""
         for route in routes(self.plan, self.transport.rank, self.number + 1, sizes[micro]):
             header, tensors = to_message(result.rows(route.first, route.last))
             self._send(route.rank, Message(Tag("forward", self.number + 1, micro), header, tensors))
-        return torch.zeros(()) if passed.loss is None else passed.loss.detach().double().cpu()
 
     def _backward(self, micro: int, messages: Sequence[Message], sizes: Sequence[int]) -> None:
         if micro not in self._in_flight:
@@ -237,6 +263,11 @@ class Pipeline:
         if self.transport.size > 1:
             self.transport.all_reduce(sums, timeout=self.timeout)
         return sums[0], sums[1].sqrt()
+
+
+def arrived(messages: Sequence[Message]) -> Part | None:
+    """The part that these messages bring; None without any."""
+    return join([from_message(message.header, message.tensors) for message in messages]) if messages else None
 
 
 def learning_stages(plan: Plan, reads: Sequence[str]) -> tuple[bool, ...]:

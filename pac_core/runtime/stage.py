@@ -65,18 +65,26 @@ class Stage:
         Returns:
             What the next stage needs (without tensors after the last stage), and what `backward` needs.
         """
-        device = self.model.backbone.device
-        tensors = {name: tensor.to(device) for name, tensor in part.tensors.items()}
-        inputs = {name: tensors[name].requires_grad_() for name in tensors if name.endswith(".a")}
-        part = replace(part, tensors=tensors)
-        for stream in self.chain:
-            if stream.name in self.layers:
-                with fast_products(sum(map(len, part.examples))):
-                    part = self._run_stream(stream, part)
+        part = self._here(part)
+        inputs = {name: tensor.requires_grad_() for name, tensor in part.tensors.items() if name.endswith(".a")}
+        for stream in self._streams():
+            with fast_products(sum(map(len, part.examples))):
+                part, taps = self._run_backbone(stream, part)
+                part = self._run_side(stream.name, part, taps)
         if self.is_last:
             return replace(part, tensors={}), Passed(inputs, {}, self._loss(part))
         outputs = {name: tensor for name, tensor in part.tensors.items() if name.endswith(".a")}
         return part, Passed(inputs, outputs)
+
+    def fill(self, part: Part) -> Part:
+        """Run a part through the backbone alone, so that its taps are in the cache; returns what the next stage needs,
+        and after the last stage b_L of the target stream, as the cache gives it back."""
+        part = self._here(part)
+        for stream in self._streams():
+            with fast_products(sum(map(len, part.examples))):
+                part, _ = self._run_backbone(stream, part)
+        name = f"{self.chain[-1].name}.b"
+        return replace(part, tensors={name: part.tensors[name]}) if self.is_last else part
 
     def backward(self, passed: Passed, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Add to the parameters' gradients; returns those of ``passed.inputs``.
@@ -93,19 +101,17 @@ class Stage:
             name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in passed.inputs.items()
         }
 
-    def _run_stream(self, stream: Stream, part: Part) -> Part:
-        """``part`` with ``<stream>.b`` and ``<stream>.a`` after this stage's layers of the stream."""
-        name = stream.name
-        hidden, taps = self._run_backbone(stream, part)
-        tensors = {**part.tensors, f"{name}.b": hidden}
-        if name in self.model.side.reads:
-            tensors[f"{name}.a"] = self._run_side(name, part, taps)
-        if self.is_last and stream is self.chain[-1] and taps is not None:
-            tensors[f"{name}.b"] = taps[-1]  # rounded as the cache does, like all that the side network and head read
-        return replace(part, tensors=tensors)
+    def _here(self, part: Part) -> Part:
+        device = self.model.backbone.device
+        return replace(part, tensors={name: tensor.to(device) for name, tensor in part.tensors.items()})
 
-    def _run_backbone(self, stream: Stream, part: Part) -> tuple[Tensor, Tensor | None]:
-        """Hidden states (tokens, d) after the slice, and its taps (taps, tokens, d) as the cache gives them back."""
+    def _streams(self) -> list[Stream]:
+        """The streams that this stage has layers of."""
+        return [stream for stream in self.chain if stream.name in self.layers]
+
+    def _run_backbone(self, stream: Stream, part: Part) -> tuple[Part, Tensor | None]:
+        """``part`` with ``<stream>.b`` after the slice, and the slice's taps (taps, tokens, d) as the cache gives them
+        back."""
         name = stream.name
         first, last = self.layers[name]
         segments = [segment for example in part.examples for segment in of_stream(example, name)]
@@ -117,15 +123,19 @@ class Stage:
         for index, after in enumerate(self.model.backbone.run(name, first, last, before), start=first + 1):
             if index in wanted:
                 kept.append(after["hidden"])
-        hidden = rows.unpad(after["hidden"])
-        if not kept:
-            return hidden, None
-        taps = torch.stack([rows.unpad(tap) for tap in kept])
+        hidden, taps = rows.unpad(after["hidden"]), None
+        if kept:
+            taps = self._stored(segments, torch.stack([rows.unpad(tap) for tap in kept]))
+        if self.is_last and stream is self.chain[-1] and taps is not None:
+            hidden = taps[-1]  # rounded as the cache does, like all that the side network and the head read
+        return replace(part, tensors={**part.tensors, f"{name}.b": hidden}), taps
+
+    def _stored(self, segments: Sequence[Segment], taps: Tensor) -> Tensor:
+        """``taps`` (taps, tokens, d) of segments, written to the cache, as they will come back."""
         if self._reader.cache is None:
-            return hidden, taps.to(self._reader.dtype)
-        entries = list(torch.split(taps.cpu(), list(rows.lengths), dim=1))
-        stored = torch.cat(self._reader.store(segments, entries), dim=1)
-        return hidden, stored.to(hidden.device, self._reader.dtype)
+            return taps.to(self._reader.dtype)
+        entries = list(torch.split(taps.cpu(), [len(segment) for segment in segments], dim=1))
+        return torch.cat(self._reader.store(segments, entries), dim=1).to(taps.device, self._reader.dtype)
 
     def _boundary(self, stream: Stream, segments: Sequence[Segment], part: Part) -> Boundary:
         """The boundary before the slice: embedded, or from what the stage before sent."""
@@ -142,11 +152,11 @@ class Stage:
         positions = torch.arange(rows.width, device=hidden.device).expand_as(mask).masked_fill(~mask, 0)
         return {"hidden": rows.pad(hidden), "mask": mask, "positions": positions, **encoder}
 
-    def _run_side(self, stream: str, part: Part, taps: Tensor | None) -> Tensor:
-        """Side states (tokens, channels) after the slice's side layers; ``taps`` (taps, tokens, d) are the slice's."""
+    def _run_side(self, stream: str, part: Part, taps: Tensor | None) -> Part:
+        """``part`` with ``<stream>.a`` after the side layers that read ``taps`` (taps, tokens, d), if any."""
         side, rows = self.model.side, self._rows(stream, part)
         if taps is None:
-            return part.tensors[f"{stream}.a"]
+            return part
         memory = self._memory(part) if stream == DECODER and ENCODER in side.reads else None
         values, indices = list(taps), list(self._taps[stream])
         if indices[0] == 0:
@@ -154,9 +164,9 @@ class Stage:
             indices.pop(0)
         else:
             state = rows.pad(part.tensors[f"{stream}.a"])
-        for index, tap in zip(indices, values):
+        for index, tap in zip(indices, values, strict=True):
             state = side.layer(stream, index, tap, state, rows, memory=memory)
-        return rows.unpad(state)
+        return replace(part, tensors={**part.tensors, f"{stream}.a": rows.unpad(state)})
 
     def _memory(self, part: Part) -> Memory:
         rows = self._rows(ENCODER, part)
