@@ -181,7 +181,7 @@ class Pipeline:
     def _parts(
         self, batch: Sequence[Example], sizes: Sequence[int], tensors: Mapping[str, Tensor]
     ) -> Callable[[int], Part | None]:
-        """Gives this device's part of a micro-batch where no message does: on the first stage, or None without a row."""
+        """Gives this device's part of a micro-batch where no message does: on the first stage; else None."""
         total = self.stage.model.learnt(batch) if batch else 0
         starts = [0, *accumulate(sizes)]
 

@@ -24,6 +24,9 @@ from pac_core.taps import of_stream
 CHUNK_TOKENS = 2048
 """Tokens whose entries are on their way to a device at once."""
 
+MESSAGE_TENSORS = 1000
+"""Tensors in a message; `Message` allows 1,024."""
+
 Streams = Mapping[str, tuple[int, ...]]
 """Tap indices by stream, as `pac_core.runtime.stage.stage_taps` gives them."""
 
@@ -85,7 +88,9 @@ def spread_entries(
                 )
                 sends.append(transport.isend(rank, message, timeout=timeout))
         if turn < len(own):
-            pieces = {transport.rank: _held(holding.share, streams, examples, own[turn])}
+            pieces: dict[int, Mapping[str, Tensor]] = {
+                transport.rank: _held(holding.share, streams, examples, own[turn])
+            }
             pieces |= {rank: work.wait(timeout).tensors for rank, work in zip(others, coming.pop(turn), strict=True)}
             absent += _put(plan, holding, examples, own[turn], pieces)
         while sends:
@@ -103,20 +108,34 @@ def spread_state(
             first of them.
     """
     number, place = plan.place(transport.rank)
-    message = Message(Tag("state", number), {}, {name: tensor.detach() for name, tensor in state.items()})
     sends = []
     if place == 0:
+        messages = _in_messages(number, {name: tensor.detach() for name, tensor in state.items()})
         others = [rank for rank in range(transport.size) if rank not in plan.group(number)]
-        sends = [transport.isend(rank, message, timeout=timeout) for rank in others]
-    roots = {stage: plan.group(stage)[0] for stage in range(len(plan.stages)) if stage != number}
-    coming = {stage: transport.irecv(root, Tag("state", stage)) for stage, root in roots.items()}
+        sends = [transport.isend(rank, message, timeout=timeout) for message in messages for rank in others]
     found: dict[str, Tensor] = {}
     for stage in range(len(plan.stages)):
-        tensors = message.tensors if stage == number else coming[stage].wait(timeout).tensors
-        found = {**tensors, **found}
+        theirs = state if stage == number else _received(transport, plan.group(stage)[0], stage, timeout)
+        found = {**theirs, **found}
     for send in sends:
         send.wait(timeout)
     return found
+
+
+def _in_messages(stage: int, state: Mapping[str, Tensor]) -> list[Message]:
+    """``state`` in messages of as many tensors as one may have; each says how many there are."""
+    names = list(state)
+    starts = range(0, max(len(names), 1), MESSAGE_TENSORS)
+    pieces = [{name: state[name] for name in names[start : start + MESSAGE_TENSORS]} for start in starts]
+    return [Message(Tag("state", stage, i), {"messages": len(pieces)}, piece) for i, piece in enumerate(pieces)]
+
+
+def _received(transport: Transport, source: int, stage: int, timeout: float | None) -> dict[str, Tensor]:
+    """What `_in_messages` made of a stage's state."""
+    first = transport.irecv(source, Tag("state", stage)).wait(timeout)
+    rest = [transport.irecv(source, Tag("state", stage, i)) for i in range(1, first.header["messages"])]
+    messages = [first, *(work.wait(timeout) for work in rest)]
+    return {name: tensor for message in messages for name, tensor in message.tensors.items()}
 
 
 def _post(transport: Transport, others: Sequence[int], turn: int) -> list[Work[Message]]:
