@@ -81,7 +81,7 @@ class Transport(ABC):
     change. A transport allocates for what has arrived, never for what a header claims, and never unpickles.
 
     **Failure.** Once a peer is lost, every send to and receive from it, under way or new, raises `PeerLost` with its
-    rank; other peers can be talked to. A lost peer never comes back: close the transport, and open a new one without it.
+    rank; other peers can be talked to. A lost peer never comes back: close the transport and open another without it.
     A peer that closes its transport is, to the others, lost as well, once what it had sent has arrived.
 
     **Threads.** All methods may be called from several threads. Use as a context manager closes it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import msgpack
 import torch
@@ -96,4 +96,4 @@ def _spec_of(tag: Tag, name: str, tensor: torch.Tensor) -> list[Any]:
 def _memory(tensor: torch.Tensor) -> memoryview:
     """The bytes of a tensor, its own where it is contiguous in main memory."""
     flat = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg().view(-1)
-    return cast(memoryview, flat.view(torch.uint8).numpy().data)
+    return flat.view(torch.uint8).numpy().data
