@@ -6,6 +6,7 @@ A collective's messages carry the group in their tag, so that those of overlappi
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -108,7 +109,7 @@ def broadcast(
     check_tensor(tensor)
     ring = _Circle(transport, "broadcast", group, timeout)
     first = _place(ring, root)
-    pieces = tensor.view(-1).split(max(1, _PIECE_BYTES // tensor.element_size()))
+    pieces = torch.split(tensor.view(-1), max(1, _PIECE_BYTES // tensor.element_size()))
     begins, ends = ring.place == first, (ring.place + 1 - first) % ring.count == 0
     coming = [] if begins else [ring.receive(0, ring.place - 1)]
     sends = []
@@ -163,7 +164,7 @@ def _place(ring: _Circle, root: int) -> int:
 def _segments(flat: torch.Tensor, count: int) -> list[torch.Tensor]:
     """``count`` neighbouring parts of a vector (n), each n / count long or one shorter or longer."""
     bounds = [flat.numel() * i // count for i in range(count + 1)]
-    return [flat[a:b] for a, b in zip(bounds, bounds[1:])]
+    return [flat[a:b] for a, b in itertools.pairwise(bounds)]
 
 
 def _checked(message: Message, expected: torch.Tensor) -> torch.Tensor:

@@ -71,18 +71,18 @@ class Transport(ABC):
     receives early: a message whose receive is posted is sent without asking first.
 
     **Back-pressure.** Data goes to a peer only once it has posted the receive, so a device holds no more than what it
-    asked for. Sends that nobody has asked for yet wait on the sender's side as references to the caller's tensors, up to
+    asked for. Sends that nobody has asked for yet wait at the sender as references to the caller's tensors, up to
     ``send_ahead_bytes``; from there on `isend` blocks (one message is always taken, whatever its size). Waiting for a
     send, or a full queue of sends, before posting a receive that the peer waits for in the same way is a deadlock, and
     ends in `TransportTimeout`.
 
-    **Memory.** Tensors given to `isend` are not copied where they are contiguous in main memory; do not change them until
-    the work is done. Received tensors are new, contiguous, in main memory, and the receiver's own to keep or change. A
-    transport allocates for what has arrived, never for what a header claims, and never unpickles.
+    **Memory.** Tensors given to `isend` are not copied where they are contiguous in main memory; do not change them
+    until the work is done. Received tensors are new, contiguous, in main memory, and the receiver's own to keep or
+    change. A transport allocates for what has arrived, never for what a header claims, and never unpickles.
 
-    **Failure.** Once a peer is lost, every send to and receive from it, under way or new, raises `PeerLost` with its rank;
-    other peers can be talked to. A lost peer never comes back: close the transport, and open a new one without it. A
-    peer that closes its transport is, to the others, lost as well, once what it had sent has arrived.
+    **Failure.** Once a peer is lost, every send to and receive from it, under way or new, raises `PeerLost` with its
+    rank; other peers can be talked to. A lost peer never comes back: close the transport and open another without it.
+    A peer that closes its transport is, to the others, lost as well, once what it had sent has arrived.
 
     **Threads.** All methods may be called from several threads. Use as a context manager closes it.
 
@@ -104,7 +104,7 @@ class Transport(ABC):
 
     @abstractmethod
     def isend(self, to: int, message: Message, *, timeout: float | None = None) -> Work[None]:
-        """Begin to send. Blocks only while more than ``send_ahead_bytes`` wait to be sent, for ``timeout`` seconds at most.
+        """Begin to send. Blocks, for ``timeout`` seconds at most, only while ``send_ahead_bytes`` wait to be sent.
 
         The work is done when the tensors may be changed, which is not before the receiver has posted its receive.
 
@@ -133,9 +133,9 @@ class Transport(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Deliver sends whose work is done, tell the peers, and release threads, sockets and files; closing twice is fine.
+        """Deliver sends whose work is done, tell the peers, and release threads, sockets and files.
 
-        Work under way fails with `TransportError`. Takes at most ``timeout`` seconds.
+        Work under way fails with `TransportError`. Takes at most ``timeout`` seconds. Closing twice is fine.
         """
 
     # collectives: every member of the group calls the same ones in the same order, from one thread at a time
