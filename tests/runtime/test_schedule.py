@@ -74,3 +74,49 @@ def test_the_stages_never_wait_for_each_other_in_a_circle(name: str, stages: int
 )
 def test_1f1b_of_three_stages_as_in_the_papers_figure(stage: int, order: str) -> None:
     assert " ".join(map(str, one_forward_one_backward(stage, 3, 4))) == order
+
+
+class Neighbour:
+    """A stage as its neighbours see it, whose every send waits until it is asked for, as with no room for sends."""
+
+    def __init__(self, name: str, stage: int, stages: int, micro: int) -> None:
+        self.stage, self.stages = stage, stages
+        self.actions = SCHEDULES[name](stage, stages, micro)
+        self.at = 0
+        self.computed = False
+
+    def needs(self, action: Action) -> bool:
+        return self.stage > 0 if action.kind == "forward" else self.stage < self.stages - 1
+
+    def asked_for(self) -> set[str]:
+        """Receives posted so far: up to the action under way, and the next one that needs any."""
+        begun = [str(a) for a in self.actions[: self.at + 1] if self.needs(a)]
+        return {*begun, *[str(a) for a in self.actions[self.at + 1 :] if self.needs(a)][:1]}
+
+
+def advance(stage: Neighbour, all_stages: list[Neighbour], arrived: set[tuple[int, str]]) -> bool:
+    """Compute or send, if that is possible now."""
+    if stage.at == len(stage.actions):
+        return False
+    action = stage.actions[stage.at]
+    if not stage.computed:
+        stage.computed = not stage.needs(action) or (stage.stage, str(action)) in arrived
+        return stage.computed
+    to = stage.stage + (1 if action.kind == "forward" else -1)
+    if 0 <= to < stage.stages:
+        if str(action) not in all_stages[to].asked_for():
+            return False
+        arrived.add((to, str(action)))
+    stage.at, stage.computed = stage.at + 1, False
+    return True
+
+
+@given(NAMES, STAGES, MICRO)
+def test_one_receive_posted_ahead_is_enough_where_every_send_waits_for_its_receiver(
+    name: str, stages: int, micro: int
+) -> None:
+    line = [Neighbour(name, stage, stages, micro) for stage in range(stages)]
+    arrived: set[tuple[int, str]] = set()
+    while any(advance(stage, line, arrived) for stage in line):
+        pass
+    assert [stage.at for stage in line] == [2 * micro] * stages
