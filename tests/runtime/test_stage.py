@@ -1,6 +1,7 @@
 """A stage: its share of the cache, slices loaded from a checkpoint, pairs of texts, and what is refused."""
 
 import copy
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -162,10 +163,11 @@ def test_a_stage_loaded_from_its_part_of_a_checkpoint_learns_the_same(family: st
     path = save_tiny(tmp_path / family, family, dtype=torch.float64)
     plan, batch, registry = PLANS[family], texts([3, 5, 2, 4], family), Registry()
     model = stirred(get_pac_model(str(path), CONFIG, task=task_of(family)))
-    state = model.state_dict()
+    state, lock = model.state_dict(), threading.Lock()
 
     def stage(transport: Transport, layers: Mapping[str, tuple[int, int]]) -> Stage:
-        backbone = load_backbone(BackboneSource(path=path, layers=dict(layers)), registry)
+        with lock:  # transformers changes torch's default dtype while it builds a model, for all threads
+            backbone = load_backbone(BackboneSource(path=path, layers=dict(layers)), registry)
         side = registry.get("adapters", "parallel")(backbone, CONFIG, target_stream(backbone.info, task_of(family)))
         mine = cut_model(PacModel(backbone, side, task_of(family)), layers).train()
         mine.load_state_dict({name: state[name] for name in mine.state_dict()})
