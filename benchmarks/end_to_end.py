@@ -3,7 +3,9 @@
     python benchmarks/end_to_end.py --rows 3000 --epochs 3 10 --output end-to-end.json
 
 For each number of epochs: PAC with an empty cache, PAC again with the cache that the first run left, and LoRA (PEFT,
-r = 8 on query and value). ``train_s`` is the time of all epochs with filling, as each reports it, ``wall_s`` that of
+r = 8 on query and value), in float32 as PEFT does it by default and, for the fewest epochs, under PyTorch's bfloat16
+autocast. PAC runs by its defaults: the backbone in bfloat16 where the processor has units for it, which is said as
+``backbone``. ``train_s`` is the time of all epochs with filling, as each reports it, ``wall_s`` that of
 the whole process, with start-up and evaluation. Accuracy is of the validation file after the last epoch.
 """
 
@@ -36,35 +38,39 @@ def main() -> None:
         folder = Path(scratch)
         write_data(options.data, options.rows, folder)
         for epochs in options.epochs:
-            result["runs"][str(epochs)] = compare(model, folder, epochs)
+            result["runs"][str(epochs)] = compare(model, folder, epochs, autocast=epochs == min(options.epochs))
             print(json.dumps({epochs: result["runs"][str(epochs)]}, indent=2), file=sys.stderr, flush=True)
     if options.output:
         options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))
 
 
-def compare(model: str, folder: Path, epochs: int) -> dict[str, Any]:
-    """The three runs and their ratios."""
+def compare(model: str, folder: Path, epochs: int, autocast: bool) -> dict[str, Any]:
+    """The runs and their ratios."""
     cache = folder / f"cache-{epochs}"
     files = ["--train", str(folder / "train.jsonl"), "--eval", str(folder / "eval.jsonl")]
     common = ["--model", model, *files, "--epochs", str(epochs), "--cache-dir", str(cache), "--json"]
     pac = ["-m", "pac_core.cli", "finetune", *common, "--output"]
     settings = {"model": model, "train": files[1], "eval": files[3], "method": "lora", "epochs": epochs}
-    (folder / "lora.json").write_text(json.dumps(settings), encoding="utf-8")
     runs = {
         "pac": timed([*pac, str(folder / f"out-{epochs}")]),
         "pac_warm": timed([*pac, str(folder / f"again-{epochs}")]),
-        "lora": timed(["-m", "pac_core.baselines", str(folder / "lora.json")]),
     }
+    for name in ("lora", "lora_autocast") if autocast else ("lora",):
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps({**settings, "autocast": name == "lora_autocast"}), encoding="utf-8")
+        runs[name] = timed(["-m", "pac_core.baselines", str(file)])
     ratios = {
-        f"lora/{name} {kind}": runs["lora"][kind] / runs[name][kind]
+        f"{lora}/{name} {kind}": runs[lora][kind] / runs[name][kind]
+        for lora in ("lora", "lora_autocast")
         for name in ("pac", "pac_warm")
         for kind in ("train_s", "wall_s")
+        if lora in runs
     }
     return {**runs, "ratios": ratios}
 
 
-def timed(arguments: list[str]) -> dict[str, float]:
+def timed(arguments: list[str]) -> dict[str, Any]:
     """One run as a process: its own report, and its wall time."""
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-W", "ignore", *arguments], stdout=subprocess.PIPE, check=True)
@@ -75,6 +81,7 @@ def timed(arguments: list[str]) -> dict[str, float]:
         "wall_s": wall,
         "accuracy": report["eval"]["accuracy"],
         "peak_rss_mib": report["peak_rss_bytes"] / 2**20,
+        "backbone": report.get("plan", {}).get("backbone_dtype", "float32"),
     }
 
 

@@ -5,8 +5,8 @@
 
 Every job (method, task, learning rate, seed) trains 3 epochs on one fixed subset of 3,000 rows and is one line of
 results.jsonl, written when it ends. The learning rate of each method and task is chosen on the development split with
-seed 0; scores are of the test split, at the epoch that is best on the development split. Scores: MRPC mean of accuracy
-and F1, STS-B mean of Pearson and Spearman, the others accuracy, times 100.
+seed 0, from two rates and, when all seeds are done, a third. Scores are of the test split, at the epoch that is best on
+the development split, times 100: MRPC mean of accuracy and F1, STS-B mean of Pearson and Spearman, the others accuracy.
 
 Splits: MRPC develops on training rows outside the subset and tests on its test file; STS-B, SST-2 and CLINC150 have
 files of their own for both; QNLI develops on one half of its dev file and tests on 2,000 rows of the other.

@@ -22,7 +22,9 @@ from statistics import median
 from typing import Any
 
 SHAPES = ("t5-base", "t5-tiny")
-METHODS = ("pac_fill", "pac_cached", "lora", "full")
+METHODS = ("pac_fill", "pac_cached", "lora", "full", "lora_onednn")
+"""The last is LoRA with the library for matrix products that PAC chooses on this processor, and plain attention, which
+goes best with it; nobody gets that from PEFT, but it shows how much of the difference is the library's."""
 
 
 def main() -> None:
@@ -71,7 +73,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
 def ratios(rows: dict[str, dict[str, float]]) -> dict[str, float]:
     """Times and memory relative to PAC."""
-    pairs = [("lora", "pac_cached"), ("full", "pac_cached"), ("pac_fill", "lora")]
+    pairs = [("lora", "pac_cached"), ("full", "pac_cached"), ("pac_fill", "lora"), ("lora_onednn", "pac_cached")]
     found = {f"{a}/{b}": rows[a]["step_s"] / rows[b]["step_s"] for a, b in pairs if a in rows and b in rows}
     for other in ("full", "lora"):
         if other in rows and "pac_cached" in rows:
@@ -115,15 +117,19 @@ def run_transformers(method: str, folder: Path, options: argparse.Namespace) -> 
     from transformers import AutoModelForSeq2SeqLM
 
     from pac_core.baselines import with_lora
+    from pac_core.hardware import fast_products
 
-    model = AutoModelForSeq2SeqLM.from_pretrained(folder / "model")
-    model = with_lora(model, ("q", "v")) if method == "lora" else model
+    onednn = method == "lora_onednn"
+    attention = "eager" if onednn else None
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder / "model", attn_implementation=attention)
+    model = model if method == "full" else with_lora(model, ("q", "v"))
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     seconds = []
     for source, target in batches(options):
         began = time.perf_counter()
-        model(input_ids=source, attention_mask=torch.ones_like(source), labels=target).loss.backward()
+        with fast_products(source.numel() if onednn else 0):
+            model(input_ids=source, attention_mask=torch.ones_like(source), labels=target).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - began)

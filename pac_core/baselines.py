@@ -47,6 +47,7 @@ class BaselineSettings:
         lr: peak learning rate, of the head too.
         test: a further data file that is scored at the epoch that is best on ``eval``, None for none.
         epochs, batch_size, seed: as in `pac_core.config.RunConfig`.
+        autocast: whether matrix products run in bfloat16, by PyTorch's autocast; PEFT's users choose it themselves.
     """
 
     model: str
@@ -58,6 +59,7 @@ class BaselineSettings:
     batch_size: int = 32
     seed: int = 0
     test: str | None = None
+    autocast: bool = False
 
 
 class Baseline(nn.Module):
@@ -121,7 +123,9 @@ def run_baseline(settings: BaselineSettings, say: Callable[[str], None] = lambda
             train, settings.batch_size, generator=np.random.default_rng((settings.seed, epoch))
         ):
             batch = [train[i] for i in indices]
-            loss = _loss(task, model(*_tensors(batch)), batch, scale)
+            with torch.autocast("cpu", torch.bfloat16, enabled=settings.autocast):
+                outputs = model(*_tensors(batch))
+            loss = _loss(task, outputs.float(), batch, scale)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(trained, 1.0)

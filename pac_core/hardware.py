@@ -10,6 +10,10 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+SHORT = 128
+"""Tokens of a row up to which attention at side widths is best computed on CPUs as plain matrix products; beyond,
+PyTorch's own is faster and takes less memory."""
+
 LARGE = 1024
 """Tokens of a batch from which float32 matrix products are large enough to choose a library for; below, the choice
 costs more than it brings (measured at widths 48 to 3072)."""
@@ -26,6 +30,9 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 @contextmanager
 def fast_products(tokens: int) -> Iterator[None]:
     """Within it, float32 matrix products on a CPU use the library that is faster for a batch of ``tokens``.
+
+    Not for training on rows beyond `SHORT`: the backward pass of PyTorch's own attention would take several times as
+    long. Its forward pass is taken care of.
 
     PyTorch takes MKL, which on AMD processors leaves half of the vector units unused; oneDNN does not. PyTorch offers
     oneDNN only with leave to round to bfloat16, which oneDNN takes only where the processor has units for it (AMX), so

@@ -28,6 +28,7 @@ def single_plan(config: RunConfig, model: PacModel) -> dict[str, Any]:
     layers = {stream.name: [0, stream.layers] for stream in model.info.streams if stream.name in model.side.reads}
     return {
         "scheduler": "single",
+        "backbone_dtype": str(model.info.dtype).removeprefix("torch."),
         "stages": [{"devices": [platform.node() or "local"], "layers": layers}],
         "micro_batch_size": micro,
         "micro_batches": -(-config.batch_size // micro),

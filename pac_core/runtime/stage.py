@@ -13,7 +13,7 @@ from pac_core.contracts.adapter import Memory, Rows, SideNetwork, Taps
 from pac_core.contracts.backbone import DECODER, ENCODER, BackboneInfo, Boundary, Stream, tap_indices
 from pac_core.errors import BadInput
 from pac_core.examples import Segment
-from pac_core.hardware import fast_products
+from pac_core.hardware import SHORT, fast_products
 from pac_core.model import PacModel
 from pac_core.runtime.parts import STATISTICS, Part
 from pac_core.taps import TapReader, of_stream, pad_segments, rows_of
@@ -30,11 +30,13 @@ class Passed:
         inputs: side states that came from the stage before, by name.
         outputs: side states for the next stage, by name.
         loss: () the rows' share of the batch's mean loss, on the last stage.
+        tokens: of the rows; 0 for rows so long that `fast_products` would harm the backward pass.
     """
 
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
-    loss: Tensor | None = None
+    loss: Tensor | None
+    tokens: int
 
 
 class Stage:
@@ -67,21 +69,22 @@ class Stage:
         """
         part = self._here(part)
         inputs = {name: tensor.requires_grad_() for name, tensor in part.tensors.items() if name.endswith(".a")}
-        for stream in self._streams():
-            with fast_products(sum(map(len, part.examples))):
+        lengths = [len(example) for example in part.examples]
+        with fast_products(sum(lengths)):
+            for stream in self._streams():
                 part, taps = self._run_backbone(stream, part)
                 part = self._run_side(stream.name, part, taps)
-        if self.is_last:
-            return replace(part, tensors={}), Passed(inputs, {}, self._loss(part))
-        outputs = {name: tensor for name, tensor in part.tensors.items() if name.endswith(".a")}
-        return part, Passed(inputs, outputs)
+            loss = self._loss(part) if self.is_last else None
+        outputs = {} if self.is_last else {n: tensor for n, tensor in part.tensors.items() if n.endswith(".a")}
+        passed = Passed(inputs, outputs, loss, sum(lengths) if max(lengths) <= SHORT else 0)
+        return replace(part, tensors={}) if self.is_last else part, passed
 
     def fill(self, part: Part) -> Part:
         """Run a part through the backbone alone, so that its taps are in the cache; returns what the next stage needs,
         and after the last stage b_L of the target stream, as the cache gives it back."""
         part = self._here(part)
-        for stream in self._streams():
-            with fast_products(sum(map(len, part.examples))):
+        with fast_products(sum(map(len, part.examples))):
+            for stream in self._streams():
                 part, _ = self._run_backbone(stream, part)
         name = f"{self.chain[-1].name}.b"
         return replace(part, tensors={name: part.tensors[name]}) if self.is_last else part
@@ -95,7 +98,7 @@ class Stage:
         roots = [(out, gradients[name].to(out.device)) for name, out in passed.outputs.items() if out.requires_grad]
         if passed.loss is not None:
             roots = [(passed.loss, torch.ones_like(passed.loss))]
-        if roots:
+        with fast_products(passed.tokens):
             torch.autograd.backward([root for root, _ in roots], [gradient for _, gradient in roots])
         return {
             name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in passed.inputs.items()
@@ -185,8 +188,7 @@ class Stage:
         if learnt == 0:
             return state.sum() * 0.0  # a mean over nothing would be NaN
         last = Taps(part.tensors[f"{stream}.b"][None], self._rows(stream, part))
-        with fast_products(len(state)):
-            mean = self.model.loss_of_states(part.examples, state, last, part.tensors.get(STATISTICS))
+        mean = self.model.loss_of_states(part.examples, state, last, part.tensors.get(STATISTICS))
         return mean * (learnt / part.total)
 
 

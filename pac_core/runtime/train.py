@@ -13,7 +13,7 @@ import torch
 from pac_core.config import RunConfig
 from pac_core.contracts.adapter import Taps
 from pac_core.examples import Example, length_batches
-from pac_core.hardware import fast_products
+from pac_core.hardware import SHORT, fast_products
 from pac_core.model import PacModel
 from pac_core.runtime.checkpoint import Progress, save_checkpoint
 from pac_core.runtime.interrupt import StopFlag
@@ -61,7 +61,7 @@ def train_epoch(trainer: Trainer, progress: Progress) -> Progress:
     saved = shown = time.monotonic()
     began = time.perf_counter() - progress.seconds
     for batch, micro in steps(trainer, batches[progress.step :]):
-        torch.manual_seed(step_seed(config.seed, progress.epoch, progress.step))
+        seed_dropout(step_seed(config.seed, progress.epoch, progress.step))
         loss = optimizer_step(
             trainer, batch, micro, rate(trainer.steps_per_epoch * (progress.epoch - 1) + progress.step)
         )
@@ -96,6 +96,14 @@ def step_seed(seed: int, epoch: int, step: int) -> int:
     return int(np.random.SeedSequence((seed, epoch, step)).generate_state(1)[0])
 
 
+def seed_dropout(seed: int) -> None:
+    """What `torch.manual_seed` does for the devices in use; that itself takes half a millisecond where it keeps the
+    call's traceback for a GPU that may come."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
+
+
 Micro = tuple[Sequence[Example], dict[str, Taps]]
 
 
@@ -108,6 +116,13 @@ def steps(trainer: Trainer, batches: Sequence[list[int]]) -> Iterator[tuple[list
         yield [trainer.examples[i] for i in batch], (next(found) for _ in pieces)
 
 
+def _tokens(taps: dict[str, Taps]) -> int:
+    """Tokens of the larger stream; 0 for rows so long that `fast_products` would do harm."""
+    if max(t.rows.width for t in taps.values()) > SHORT:
+        return 0
+    return max(t.values.shape[1] for t in taps.values())
+
+
 def optimizer_step(trainer: Trainer, batch: Sequence[Example], micro: Iterator[Micro], rate: float) -> float:
     """Accumulate the gradient of the batch's mean loss over its micro-batches, then step at ``rate`` times the peak
     learning rate; returns the loss.
@@ -118,7 +133,7 @@ def optimizer_step(trainer: Trainer, batch: Sequence[Example], micro: Iterator[M
     total, loss = model.learnt(batch), 0.0
     trainer.optimizer.zero_grad(set_to_none=False)
     for part, taps in micro:
-        with fast_products(max(t.values.shape[1] for t in taps.values())):
+        with fast_products(_tokens(taps)):
             scaled = model.loss(part, taps) * (model.learnt(part) / total)
             scaled.backward()  # type: ignore[no-untyped-call]
         loss += scaled.item()

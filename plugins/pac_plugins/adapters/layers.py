@@ -11,9 +11,7 @@ from transformers.activations import ACT2FN
 
 from pac_core.contracts.adapter import Memory, Rows
 from pac_core.contracts.backbone import BackboneInfo
-
-SHORT = 128
-"""Tokens up to which `attend` is plain matrix products; beyond, torch's own is faster and takes less memory."""
+from pac_core.hardware import SHORT
 
 LANES = 16
 """float32 numbers in a vector register of current CPUs."""

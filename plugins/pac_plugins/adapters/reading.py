@@ -27,8 +27,9 @@ class TapRead(nn.Module):
 def read_taps(reads: Sequence[TapRead], values: Tensor, rows: Rows) -> list[Tensor]:
     """``norm(W b_i + c)`` (rows, width, r) of each tap b_i in values (taps, tokens, d), by its own `TapRead`; to it is
     added how well tokens match, where the rows tell."""
+    padded = rows.pad(values)  # before the product, so that its shapes are few: each new one is compiled first
     weight = torch.stack([read.down.weight for read in reads])
-    narrow = rows.pad(project(values, weight))
+    narrow = project(padded.flatten(1, 2), weight).view(*padded.shape[:3], -1)
     found = [read.norm(tap + read.down.bias) for read, tap in zip(reads, narrow)]
     if rows.match is None:
         return found
