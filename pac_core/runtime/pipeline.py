@@ -122,7 +122,9 @@ class Pipeline:
     def gradients(
         self, rows: int, batch: Sequence[Example] = (), tensors: Mapping[str, Tensor] | None = None
     ) -> Tensor:
-        """Add the gradient of a batch's mean loss to the parameters of this stage, whole on every device of its group.
+        """Give this stage's parameters the gradient of a batch's mean loss, summed over the device group.
+
+        Gradients must have been cleared: what is there already would be summed over the group as well.
 
         Args:
             rows: rows of the batch.
@@ -196,7 +198,7 @@ class Pipeline:
 
     def _with_messages(self, actions: Sequence[Action], sizes: Sequence[int]) -> Iterator[tuple[Action, list[Message]]]:
         """Each action with the messages it needs. The next ones' receives are posted before it runs, so that they
-        travel while it computes; no more are, so that this device never holds more than one step ahead."""
+        travel while it computes; no more are, so that this device never holds more than one action's ahead."""
         needing = deque(action for action in actions if self._sources(action, sizes))
         posted: deque[list[Work[Message]]] = deque()
         for action in actions:
