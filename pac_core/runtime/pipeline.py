@@ -134,7 +134,12 @@ class Pipeline:
 
         Returns:
             () what this device's rows add to the loss; 0 but on the last stage.
+
+        Raises:
+            BadInput: the task reads texts apart and their matches are not given.
         """
+        if self.number == 0 and self.stage.model.task.apart and not tensors:
+            raise BadInput("texts read apart are matched in all taps before they are learnt from; fill the cache first")
         sizes = self._sizes(rows, batch)
         actions = SCHEDULES[self.plan.schedule](self.number, len(self.plan.stages), len(sizes))
         own = self._parts(batch, sizes, tensors or {})

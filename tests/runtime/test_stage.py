@@ -199,6 +199,8 @@ def test_two_texts_read_apart_are_matched_by_what_is_known_of_them_beforehand() 
         return Stage(cut_model(copy.deepcopy(model), layers), layers)
 
     assert_parts_of(expected, on_many_devices(BERT, batch, stage, known))
+    with pytest.raises(BadInput, match="fill the cache first"):
+        on_many_devices(BERT, batch, stage)
 
 
 def test_a_stage_that_begins_before_the_first_tap_is_refused() -> None:
