@@ -14,6 +14,7 @@ from pac_core.cache import ActivationCache, BoundCache
 from pac_core.config import OptimizerConfig
 from pac_core.contracts.adapter import AdapterConfig
 from pac_core.contracts.backbone import DECODER, ENCODER
+from pac_core.contracts.message import Message
 from pac_core.contracts.scheduler import Plan, StagePlan
 from pac_core.contracts.transport import Transport
 from pac_core.errors import BadInput
@@ -104,7 +105,9 @@ def test_scales_are_those_of_a_single_device(family: str, labels: int) -> None:
 
     def device(transport: Transport) -> Mapping[str, Tensor]:
         own = Device(transport, family, model)
-        calibrate_stage(own.pipeline, own.pipeline.fill(len(batch), own.given(batch)), targets)
+        parts = own.pipeline.fill(len(batch), own.given(batch))
+        assert bool(parts) == own.pipeline.stage.is_last
+        calibrate_stage(own.pipeline, parts, targets)
         return dict(own.model.named_buffers())
 
     wanted = dict(expected.named_buffers())
@@ -134,6 +137,10 @@ def kept_by(owner: BoundCache, example: Example, model: PacModel) -> dict[str, T
     return found
 
 
+def tokens_of(message: Message) -> int:
+    return sum(tensor.shape[1] for name, tensor in message.tensors.items() if name.endswith(".taps"))
+
+
 @pytest.mark.parametrize("tokens", [8, 2048])
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16", "int8"])
 @pytest.mark.parametrize("family", ["bert", "t5"])
@@ -155,6 +162,8 @@ def test_every_owner_gets_the_whole_entries_of_its_samples(
     found = in_threads(PLANS[family].size, device, exchange)
     assert exchange.waiting() == []
     assert found[0].stats().entries == 0
+    most = max(tokens, *map(len, batch))
+    assert all(tokens_of(m) <= most for _, _, m in exchange.sent if m.tag.direction == "entries")
     for example, owner, taps in zip(batch, owners, wanted):
         for stream, values in kept_by(found[owner], example, model).items():
             assert_close(values, taps[stream].values, rtol=1e-6, atol=1e-6)
