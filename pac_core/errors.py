@@ -31,3 +31,28 @@ class PluginConflict(BadInput):
 
 class NeedsInnerStore(BadInput):
     """A wrapping store was asked for without the store it is to wrap."""
+
+
+class TransportError(RunFailed):
+    """Something failed between devices. The transport is to be closed; a run goes on with a new one."""
+
+
+class PeerLost(TransportError):
+    """A peer is gone: its process ended, its connection broke, it fell silent, or it broke the protocol.
+
+    Attributes:
+        rank: which one.
+    """
+
+    def __init__(self, rank: int, reason: str) -> None:
+        super().__init__(f"lost device {rank}: {reason}")
+        self.rank = rank
+
+
+class TransportTimeout(TransportError):
+    """A send, a receive or a collective did not end in time, though no peer is known to be lost. It is still under way,
+    and may be waited for again."""
+
+
+class Refused(BadInput):
+    """A peer will not work with this device, and says why: its key, its version, its model."""

@@ -64,7 +64,11 @@ def pac_register_stores(register: Register) -> None:
 
 @hookspec
 def pac_register_transports(register: Register) -> None:
-    """Offer transports between devices. No transport is bundled yet; the contract comes with the devices runtime."""
+    """Offer transports between devices. ``factory(options: TransportOptions) -> Transport``.
+
+    A factory of a transport whose devices know each other by keys also has ``new_keys() -> KeyPair``, which ``pac keys
+    new`` calls. See `pac_core.contracts.transport.Transport` and `pac_core.keys.KeyPair`.
+    """
 
 
 @hookspec

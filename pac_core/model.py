@@ -158,9 +158,13 @@ class PacModel(nn.Module):
     def outputs(self, taps: dict[str, Taps]) -> Tensor:
         """Outputs (rows, outputs) of the trainable head."""
         taps = self._prepared(taps)
-        head = self._head
         last, statistics = self._matched(taps[self.side.target])
-        state = self.side.final({**taps, self.side.target: last})
+        return self.pooled_outputs(self.side.final({**taps, self.side.target: last}), last, statistics)
+
+    def pooled_outputs(self, state: Tensor, last: Taps, statistics: Tensor | None) -> Tensor:
+        """Outputs (rows, outputs) of the trainable head for last states (tokens, r) of the side network; of the taps
+        ``last`` of the target stream b_L suffices."""
+        head = self._head
         pooled = head.pool(state, last.rows)
         hidden = self.side.exit(self.side.target, pooled, head.pool(last.last, last.rows))
         peak, attended = peaks(state, last.rows), head.attend(state, last.rows)
@@ -197,7 +201,17 @@ class PacModel(nn.Module):
         """Mean loss () of a batch whose taps have been read; over samples, or over tokens that have a target."""
         if self.task.generates:
             return self._token_loss(batch, self.hidden(taps))
-        outputs = self.outputs(taps) if outputs is None else outputs
+        return self._pooled_loss(batch, self.outputs(taps) if outputs is None else outputs)
+
+    def loss_of_states(
+        self, batch: Sequence[Example], state: Tensor, last: Taps, statistics: Tensor | None = None
+    ) -> Tensor:
+        """Mean loss () of a batch from what the last stage of a pipeline has; arguments as in `pooled_outputs`."""
+        if self.task.generates:
+            return self._token_loss(batch, self.side.exit(self.side.target, state, last.last))
+        return self._pooled_loss(batch, self.pooled_outputs(state, last, statistics))
+
+    def _pooled_loss(self, batch: Sequence[Example], outputs: Tensor) -> Tensor:
         targets = torch.as_tensor([e.target for e in batch], device=outputs.device)
         if self.task.kind == "regression":
             return self._head.regression_loss(outputs, targets)

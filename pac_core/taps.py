@@ -87,7 +87,7 @@ class TapReader:
         Raises:
             RunFailed: an entry is missing, the backbone has been released, and there is no `reopen`.
         """
-        segments = {s: [_of_stream(e, s) for e in examples] for s in self.taps}
+        segments = {s: [of_stream(e, s) for e in examples] for s in self.taps}
         values, missing = self._look_up(segments, room or Room())
         self._compute(segments, values, missing)
         self.counters.backbone_samples += len(missing)
@@ -113,7 +113,7 @@ class TapReader:
 
     def _prefetch(self, examples: Sequence[Example]) -> None:
         if self.cache is not None:
-            segments = [segment for s in self.taps for e in examples for segment in _of_stream(e, s)]
+            segments = [segment for s in self.taps for e in examples for segment in of_stream(e, s)]
             self.cache.prefetch(self.cache.keys(segments))
 
     def missing(self, examples: Sequence[Example]) -> list[int]:
@@ -122,7 +122,7 @@ class TapReader:
             return list(range(len(examples)))
         absent: set[int] = set()
         for stream in self.taps:
-            owners = [(i, segment) for i, e in enumerate(examples) for segment in _of_stream(e, stream)]
+            owners = [(i, segment) for i, e in enumerate(examples) for segment in of_stream(e, stream)]
             found = self.cache.contains(self.cache.keys([segment for _, segment in owners]))
             absent |= {i for (i, _), there in zip(owners, found) if not there}
         return sorted(absent)
@@ -152,7 +152,7 @@ class TapReader:
         order = sorted(missing, key=lambda i: -len(examples[i]))
         for start in range(0, len(order), batch_size):
             batch = [examples[i] for i in order[start : start + batch_size]]
-            segments = {s: [_of_stream(e, s) for e in batch] for s in self.taps}
+            segments = {s: [of_stream(e, s) for e in batch] for s in self.taps}
             for _ in self._run_backbone(segments, range(len(batch))):
                 pass
             self.counters.backbone_samples += len(batch)
@@ -209,11 +209,12 @@ class TapReader:
             with fast_products(sum(len(s) + (0 if s.context is None else len(s.context)) for s in places)):
                 taps = compute_taps(self.backbone, places, self.taps)
             for stream, entries in taps.items():
-                stored = self._store([segments[stream][row][j] for row, j in chosen], entries)
+                stored = self.store([segments[stream][row][j] for row, j in chosen], entries)
                 yield from ((stream, row, j, entry) for (row, j), entry in zip(chosen, stored))
 
-    def _store(self, places: list[Segment], entries: list[Tensor]) -> list[Tensor]:
-        """Write entries; returns them as the cache will give them back, so that every epoch sees the same numbers."""
+    def store(self, places: Sequence[Segment], entries: list[Tensor]) -> list[Tensor]:
+        """Write the entries (taps, tokens, d) of segments; returns them as the cache will give them back, so that every
+        epoch sees the same numbers."""
         if self.cache is None:
             return entries
         keys = self.cache.keys(places)
@@ -295,7 +296,7 @@ def _run(
     return last, mask, entries
 
 
-def _of_stream(example: Example, stream: str) -> list[Segment]:
+def of_stream(example: Example, stream: str) -> list[Segment]:
     """The segments of ``example`` in ``stream``; an encoder's also where it is only the context of a decoder's."""
     own = [s for s in example.segments if s.stream == stream]
     if own or stream != ENCODER:

@@ -219,7 +219,8 @@ class SideNetwork(nn.Module, ABC):
     @abstractmethod
     def keep(self, stream: str, first: int, last: int) -> None:
         """Drop every parameter of ``stream`` but those of side layers first+1..last (tap indices); `enter` goes with
-        first = 0, `exit` with last = number of taps - 1. Parameters keep their names, so slices' state dicts add up."""
+        first = 0, `exit` with last = number of taps - 1; first = 1 and last = 0 leave nothing. Parameters keep their
+        names, so slices' state dicts add up."""
 
     def calibrate(self, spread: Tensor) -> None:
         """Told once before training how much each channel of what h is made for varies, (d,): the deviation of b_L

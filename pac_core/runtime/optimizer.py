@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pac_core.config import OptimizerConfig
 from pac_core.model import PacModel
@@ -51,6 +51,35 @@ def united(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
     return whole
 
 
+def places(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter, slice]]:
+    """For each parameter of ``model`` its name, and which slice of which of the optimiser's vectors it is."""
+    vectors = {p.untyped_storage().data_ptr(): p for p in _parameters(optimizer)}
+    for name, parameter in model.named_parameters():
+        start = parameter.storage_offset()
+        yield name, vectors[parameter.untyped_storage().data_ptr()], slice(start, start + parameter.numel())
+
+
+def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What `make_optimizer`'s AdamW has gathered, by parameter: ``<name>:step`` () and, flat, ``<name>:exp_avg`` and
+    ``<name>:exp_avg_sq``. Unlike its own state it does not depend on which parameters are on a device."""
+    found = {}
+    for name, vector, part in places(model, optimizer):
+        for key, value in optimizer.state[vector].items():
+            found[f"{name}:{key}"] = value if value.ndim == 0 else value[part]
+    return found
+
+
+def set_moments(model: nn.Module, optimizer: torch.optim.Optimizer, found: Mapping[str, Tensor]) -> None:
+    """Let an optimiser of the same kind go on from `moments`, of all stages together."""
+    for name, vector, part in places(model, optimizer):
+        state = optimizer.state[vector]
+        for key in ("exp_avg", "exp_avg_sq"):
+            state.setdefault(key, torch.zeros_like(vector, requires_grad=False))[part] = found[f"{name}:{key}"].to(
+                vector
+            )
+        state["step"] = found[f"{name}:step"].clone()
+
+
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set each group's learning rate to ``factor`` times its peak."""
     for group in optimizer.param_groups:
@@ -82,11 +111,20 @@ def cut(size: int, micro_batch_size: int | None) -> list[list[int]]:
     return [list(range(i, min(i + step, size))) for i in range(0, size, step)]
 
 
-def clip(optimizer: torch.optim.Optimizer, max_norm: float | None) -> None:
-    """Scale the gradients of an optimiser's parameters down to ``max_norm``."""
+def clip(optimizer: torch.optim.Optimizer, max_norm: float | None, norm: Tensor | None = None) -> None:
+    """Scale the gradients of an optimiser's parameters down to ``max_norm``; ``norm`` () is theirs unless others' count
+    as well, as those of other pipeline stages do."""
     if max_norm is None:
         return
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = gradient_norm(optimizer) if norm is None else norm
     if norm > max_norm:
-        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        nn.utils.clip_grads_with_norm_(_parameters(optimizer), max_norm, norm)
+
+
+def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
+    """() norm of the gradients of an optimiser's parameters."""
+    return nn.utils.get_total_norm([p.grad for p in _parameters(optimizer) if p.grad is not None])
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]

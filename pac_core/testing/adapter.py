@@ -136,10 +136,11 @@ class AdapterSuite:
         united = {name: tensor for state in states for name, tensor in state.items()}
         assert all(torch.equal(united[name], tensor) for name, tensor in trained.state_dict().items())
 
-    def test_a_slice_without_layers_of_a_stream_holds_nothing_of_it(self, trained: SideNetwork) -> None:
+    @pytest.mark.parametrize("last", [0, 1])
+    def test_a_slice_without_layers_of_a_stream_holds_nothing_of_it(self, trained: SideNetwork, last: int) -> None:
         part = copy.deepcopy(trained)
         for stream in part.reads:
-            part.keep(stream, 1, 1)
+            part.keep(stream, 1, last)
         assert part.trainable() == 0
 
     # Rows.
