@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 from pac_core.contracts.transport import Transport, TransportOptions
+from pac_core.errors import BadInput
 from pac_core.hookspecs import Register, hookimpl
+from pac_core.keys import KeyPair
 
 
 def make_local(options: TransportOptions) -> Transport:
@@ -13,6 +17,31 @@ def make_local(options: TransportOptions) -> Transport:
     return LocalTransport(options)
 
 
+def make_zmq(options: TransportOptions) -> Transport:
+    """A `ZmqTransport`: encrypted, between devices that know each other's keys."""
+    _need_zmq()
+    from pac_plugins.transports.zmq import ZmqTransport
+
+    return ZmqTransport(options)
+
+
+def new_keys() -> KeyPair:
+    """Keys for the transport ``zmq``."""
+    _need_zmq()
+    from pac_plugins.transports import curve
+
+    return curve.new_keys()
+
+
+make_zmq.new_keys = new_keys  # type: ignore[attr-defined]  # what `pac keys new` asks for
+
+
+def _need_zmq() -> None:
+    if importlib.util.find_spec("zmq") is None:
+        raise BadInput("transport 'zmq' needs the package pyzmq: pip install \"pac-core[zmq]\"")
+
+
 @hookimpl
 def pac_register_transports(register: Register) -> None:
     register("local", make_local, summary="threads or processes of one machine, over Unix sockets")
+    register("zmq", make_zmq, summary="devices on a network, encrypted, each let in by its key")
