@@ -62,7 +62,12 @@ class TransportSuite(CollectiveTests, FailureTests):
     # messages
 
     def test_a_device_knows_its_number_and_how_many_there_are(self, tmp_path: Path) -> None:
-        assert self.run(tmp_path, 3, lambda t: (t.rank, t.size, dict(t.lost()))) == [(0, 3, {}), (1, 3, {}), (2, 3, {})]
+        def body(t: Transport) -> tuple[int, int, dict[int, str]]:
+            lost = dict(t.lost())
+            t.barrier()
+            return t.rank, t.size, lost
+
+        assert self.run(tmp_path, 3, body) == [(0, 3, {}), (1, 3, {}), (2, 3, {})]
 
     def test_tensors_of_every_type_and_shape_arrive_bit_for_bit(self, tmp_path: Path) -> None:
         shapes = [(), (0,), (3, 0, 2), (1,), (5, 7), (2, 3, 4), (300_001,)]
@@ -254,6 +259,7 @@ class TransportSuite(CollectiveTests, FailureTests):
             else:
                 t.barrier()
                 assert [t.irecv(0, tag()).wait().header["n"] for _ in range(5)] == [0, 1, 2, 3, 4]
+            t.barrier()
 
         self.run(tmp_path, 2, body, send_ahead_bytes=16 * MIB)
 

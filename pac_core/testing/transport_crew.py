@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
 import traceback
 from collections.abc import Callable, Collection, Sequence
@@ -37,11 +38,12 @@ def run_crew(make: Make, options: Sequence[TransportOptions], body: Body, dying:
     """Open a transport on each device, call ``body`` with it, close it; returns what the calls returned, by rank.
 
     Args:
-        dying: ranks that ``body`` kills or stops; the others must succeed.
+        dying: ranks that ``body`` kills or stops for good; the others must succeed.
     """
     reports = _run(lambda own: _opened(make, own, body), options, dying)
     for rank, report in enumerate(reports):
-        assert rank in dying or report.code == 0, f"device {rank} ended with {report.code}:\n{report.failure}"
+        expected = -signal.SIGKILL if rank in dying else 0
+        assert report.code == expected, f"device {rank} ended with {report.code}:\n{report.failure}"
     return [report.value for report in reports]
 
 

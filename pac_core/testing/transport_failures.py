@@ -66,7 +66,7 @@ class FailureTests:
         def body(t: Transport) -> None:
             if t.rank == 1:
                 t.irecv(0, tag(3)).wait()
-                sending = t.isend(0, Message(tag(), {}, {"x": torch.zeros(256 * MIB, dtype=torch.int8)}))
+                sending = t.isend(0, Message(tag(), {}, {"x": torch.zeros(2048 * MIB, dtype=torch.int8)}))
                 t.isend(0, numbered(1, micro_batch=2))
                 time.sleep(0.02)
                 assert not sending.done()
@@ -121,8 +121,11 @@ class FailureTests:
             t.barrier()
             if t.rank == 1:
                 time.sleep(3)
-            t.barrier()
+            else:
+                t.irecv(1, tag()).wait()
             assert not t.lost()
+            if t.rank == 1:
+                t.isend(0, numbered(0)).wait()
 
         self.run(tmp_path, 2, body, silence=1.5)
 
