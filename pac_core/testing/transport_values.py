@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
-import threading
-from pathlib import Path
 
 import torch
 
@@ -52,10 +49,3 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
 def peak_bytes() -> int:
     """The most memory that this process has taken."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def held(folder: Path) -> tuple[int, int, list[str]]:
-    """Threads and open files of this process, and the files in a folder."""
-    descriptors = len(os.listdir("/dev/fd")) - 1
-    files = sorted(str(path) for path in folder.rglob("*") if not path.is_dir())
-    return threading.active_count(), descriptors, files

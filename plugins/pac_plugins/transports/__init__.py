@@ -17,6 +17,13 @@ def make_local(options: TransportOptions) -> Transport:
     return LocalTransport(options)
 
 
+def make_torch(options: TransportOptions) -> Transport:
+    """A `TorchTransport`: processes that torchrun started."""
+    from pac_plugins.transports.torch import TorchTransport
+
+    return TorchTransport(options)
+
+
 def make_zmq(options: TransportOptions) -> Transport:
     """A `ZmqTransport`: encrypted, between devices that know each other's keys."""
     _need_zmq()
@@ -45,3 +52,4 @@ def _need_zmq() -> None:
 def pac_register_transports(register: Register) -> None:
     register("local", make_local, summary="threads or processes of one machine, over Unix sockets")
     register("zmq", make_zmq, summary="devices on a network, encrypted, each let in by its key")
+    register("torch", make_torch, summary="processes that torchrun starts, over torch.distributed (gloo, nccl)")

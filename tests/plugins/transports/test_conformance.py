@@ -1,6 +1,7 @@
 """The bundled transports pass the public suite."""
 
 import itertools
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from pac_core.contracts.transport import Peer, Transport, TransportOptions
 from pac_core.keys import KeyFolder
 from pac_core.testing import TransportSuite
-from pac_plugins.transports import make_local, make_zmq, new_keys
+from pac_plugins.transports import make_local, make_torch, make_zmq, new_keys
 
 _jobs = itertools.count()
 
@@ -48,3 +49,16 @@ class TestZmq(TransportSuite):
 
     def make_transport(self, options: TransportOptions) -> Transport:
         return make_zmq(options)
+
+
+class TestTorch(TransportSuite):
+    """With the variables that torchrun sets; torchrun itself is in test_torch.py."""
+
+    def make_options(self, tmp_path: Path, size: int, **changes: Any) -> list[TransportOptions]:
+        peers = [Peer(str(port)) for port in free_ports(1) * size]
+        return [TransportOptions(rank=rank, peers=peers, **changes) for rank in range(size)]
+
+    def make_transport(self, options: TransportOptions) -> Transport:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": options.peers[0].address}
+        os.environ.update(place, RANK=str(options.rank), WORLD_SIZE=str(len(options.peers)))
+        return make_torch(options)
