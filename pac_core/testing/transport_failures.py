@@ -90,7 +90,7 @@ class FailureTests:
                     t.irecv(1, tag()).wait()
                 assert t.irecv(0, tag()).wait().header["n"] == 5
 
-        self.run(tmp_path, 3, body, dying=(1,))
+        self.run(tmp_path, 3, body, dying=(1,), send_ahead_bytes=4096 * MIB)
 
     def test_a_send_blocked_by_a_full_queue_learns_that_its_peer_died(self, tmp_path: Path) -> None:
         def body(t: Transport) -> None:
