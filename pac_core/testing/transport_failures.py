@@ -204,8 +204,8 @@ class FailureTests:
 
     def test_closing_ends_what_is_under_way(self, tmp_path: Path) -> None:
         def body(t: Transport) -> None:
-            t.barrier()
             works: list[Work[Any]] = [t.irecv(1 - t.rank, tag()), t.isend(1 - t.rank, numbered(0, micro_batch=1))]
+            t.barrier()
             if t.rank == 1:
                 with pytest.raises(PeerLost):
                     works[0].wait()

@@ -144,6 +144,9 @@ class LocalLink(Link):
     def lost(self) -> Mapping[int, str]:
         return {peer: stream.broken for peer, stream in self._streams.items() if stream.broken}
 
+    def forget(self, peer: int) -> None:
+        self._streams[peer].broken = self._streams[peer].broken or "it is lost"
+
     def wake(self) -> None:
         self._waker.wake()
 

@@ -157,6 +157,7 @@ class Mover:
     def _lose(self, peer: int, reason: str) -> None:
         if peer not in self._lost:
             self._lost.add(peer)
+            self._link.forget(peer)
             self._note_loss(peer, reason)
             self._fail(self._exchanges[peer], PeerLost(peer, reason))
 

@@ -105,7 +105,6 @@ class TorchTransport(FramedTransport):
         members = ring.members(self.rank, self.size, group)
         if self._closed:
             raise TransportError(self._closed)
-        self._raise_loss(members)
         if not tensor.numel():
             return
         seconds = self.timeout if timeout is None else timeout

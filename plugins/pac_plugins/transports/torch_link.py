@@ -77,6 +77,9 @@ class TorchLink(Link):
     def lost(self) -> Mapping[int, str]:
         return self._lost
 
+    def forget(self, peer: int) -> None:
+        self._broken.setdefault(peer, "it is lost")
+
     def wake(self) -> None:
         self._arrived.put(None)
 

@@ -116,6 +116,9 @@ class ZmqLink(Link):
     def lost(self) -> Mapping[int, str]:
         return self._lost
 
+    def forget(self, peer: int) -> None:
+        self._broken.setdefault(peer, "it is lost")
+
     def wake(self) -> None:
         self._sockets.waker.wake()
 
