@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import TYPE_CHECKING
 
-from pac_core.contracts.transport import Transport, TransportOptions
 from pac_core.errors import BadInput
 from pac_core.hookspecs import Register, hookimpl
 from pac_core.keys import KeyPair
+
+if TYPE_CHECKING:  # importing it would import torch, and hooks run whenever pac starts
+    from pac_core.contracts.transport import Transport, TransportOptions
 
 
 def make_local(options: TransportOptions) -> Transport:
