@@ -36,11 +36,9 @@ class TransportSuite(CollectiveTests, FailureTests):
 
     Attributes:
         large_bytes: size of the large message; over 1 GiB by default.
-        release_slack: threads and open files that may stay after `Transport.close`, for those that a library keeps.
     """
 
     large_bytes = (1 << 30) + 4097
-    release_slack = 0
 
     @abstractmethod
     def make_options(self, tmp_path: Path, size: int, **changes: Any) -> list[TransportOptions]:

@@ -25,8 +25,6 @@ from pac_core.testing.transport_values import MIB, numbered, tag
 class FailureTests:
     """The part of `pac_core.testing.TransportSuite` about failures and the end."""
 
-    release_slack = 0
-
     @abstractmethod
     def make_options(self, tmp_path: Path, size: int, **changes: Any) -> list[TransportOptions]:
         """See `pac_core.testing.TransportSuite.make_options`."""
@@ -234,8 +232,8 @@ class FailureTests:
                 time.sleep(0.2)  # threads that have returned may take a moment to be gone
                 counts.append((threading.active_count(), len(os.listdir("/dev/fd"))))
             _, (threads, descriptors), *_, (threads_last, descriptors_last) = counts
-            assert threads_last <= threads + self.release_slack
-            assert descriptors_last <= descriptors + self.release_slack
+            assert threads_last <= threads
+            assert descriptors_last <= descriptors
 
         files = sorted(tmp_path.rglob("*"))
         for report in run_each(work, jobs[0]):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from pac_core.contracts.message import Message, Tag, Work
 from pac_core.contracts.transport import TransportOptions
@@ -17,7 +19,22 @@ log = logging.getLogger("pac")
 
 _PIECES_AT_ONCE = 8  # to one peer, before others and what has arrived get their turn
 _POLL_SENT = 0.001  # seconds between looks at whether the network is done with tensors
+_GRACE = 0.5  # seconds in which the network may still say that it is done with what a lost peer was sent
 _PAUSE = 1.0  # seconds longer than asked for after which a wait means that the machine or this process was stopped
+
+
+@dataclass
+class _Unsent:
+    """A send whose last piece was handed to the network, which may still be reading its tensors.
+
+    Attributes:
+        fails_at: when to give it up, once its peer is gone; a peer may have taken all of it and left at once.
+    """
+
+    exchange: Exchange
+    send: Send
+    handed: Handed
+    fails_at: float = math.inf
 
 
 class Mover:
@@ -43,7 +60,7 @@ class Mover:
         self._free, self._note_loss = free, note_loss
         self._exchanges = {peer: Exchange(options.max_message_bytes) for peer in peers}
         self._lost: set[int] = set()
-        self._unsent: list[tuple[Exchange, Send, Handed]] = []
+        self._unsent: list[_Unsent] = []
         self._heard = dict.fromkeys(peers, time.monotonic())
         self._beaten = self._turned = time.monotonic()
         self._part_by: float | None = None
@@ -72,11 +89,14 @@ class Mover:
         if self._part_by is None:
             return False
         left = [exchange for peer, exchange in self._exchanges.items() if peer not in self._lost]
-        return all(exchange.peek() is None for exchange in left) or time.monotonic() >= self._part_by
+        idle = not self._unsent and all(exchange.peek() is None for exchange in left)
+        return idle or time.monotonic() >= self._part_by
 
     def close(self) -> None:
         """Close the link, with the time that is left of `part`."""
         self._link.close(max(0.0, (self._part_by or 0.0) - time.monotonic()))
+        for entry in self._unsent:
+            entry.send.work.fail(entry.exchange.gone or TransportError("the transport was closed"))
 
     # moving
 
@@ -110,23 +130,30 @@ class Mover:
                     break
                 exchange.sent(piece)
                 if piece.last is not None:
-                    self._unsent.append((exchange, piece.last, handed))
+                    self._unsent.append(_Unsent(exchange, piece.last, handed))
         return blocked
 
     def _settle(self) -> None:
         """End the sends whose tensors the network is done with."""
-        over = [send for _, send, handed in self._unsent if handed.done]
-        if over:
-            self._unsent = [entry for entry in self._unsent if entry[1] not in over]
-            for send in over:
-                send.work.finish(None)
-            self._free(sum(send.packed.nbytes for send in over))
+        now, unsent, freed = time.monotonic(), self._unsent, 0
+        self._unsent = []
+        for entry in unsent:
+            if entry.handed.done:
+                entry.send.work.finish(None)
+            elif now >= entry.fails_at and entry.exchange.gone is not None:
+                entry.send.work.fail(entry.exchange.gone)
+            else:
+                self._unsent.append(entry)
+                continue
+            freed += entry.send.packed.nbytes
+        if freed:
+            self._free(freed)
 
     def _wait(self, blocked: set[int]) -> float:
         """Seconds that may pass until this thread has something to do, if nothing arrives."""
         if any(exchange.peek() is not None for peer, exchange in self._exchanges.items() if peer not in blocked):
             return 0.0
-        return _POLL_SENT if self._unsent else self._options.silence / 4
+        return _POLL_SENT if self._unsent or self._part_by is not None else self._options.silence / 4
 
     def _take(self, peer: int, frames: list[Buffer], now: float) -> None:
         exchange = self._exchanges[peer]
@@ -162,10 +189,7 @@ class Mover:
             self._fail(self._exchanges[peer], PeerLost(peer, reason))
 
     def _fail(self, exchange: Exchange, error: TransportError) -> None:
-        handed = [send for owner, send, _ in self._unsent if owner is exchange]
-        self._unsent = [entry for entry in self._unsent if entry[0] is not exchange]
-        freed = exchange.lose(error)
-        for send in handed:
-            send.work.fail(error)
-            freed += send.packed.nbytes
-        self._free(freed)
+        for entry in self._unsent:
+            if entry.exchange is exchange:
+                entry.fails_at = time.monotonic() + _GRACE
+        self._free(exchange.lose(error))

@@ -43,7 +43,7 @@ class TorchTransport(FramedTransport):
         self._owns = not dist.is_initialized()
         if self._owns:
             _begin(options)
-        self._groups: dict[tuple[int, ...], dist.ProcessGroup | None] = {}
+        self._groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
         rank, size = dist.get_rank(), dist.get_world_size()
         try:
             _agree(Identity(rank, size, options.terms))
@@ -58,9 +58,12 @@ class TorchTransport(FramedTransport):
         self._release()
 
     def _release(self) -> None:
+        for group in self._groups.values():
+            dist.destroy_process_group(group)
+        self._groups.clear()
         if self._owns and dist.is_initialized():
-            self._owns = False
             dist.destroy_process_group()
+        self._owns = False
 
     def all_reduce(
         self, tensor: torch.Tensor, group: Sequence[int] | None = None, *, timeout: float | None = None

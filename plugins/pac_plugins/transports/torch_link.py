@@ -34,7 +34,7 @@ class TorchLink(Link):
     Args:
         rank: of this device.
         size: number of devices.
-        group: of gloo, with all devices in it and without a time-out, for this link alone.
+        group: of gloo, with all devices in it and without a time-out, for this link alone, which destroys it.
     """
 
     def __init__(self, rank: int, size: int, group: dist.ProcessGroup) -> None:
@@ -64,6 +64,8 @@ class TorchLink(Link):
     def receive(self, seconds: float, blocked: Collection[int]) -> list[tuple[int, list[Buffer]]]:
         found: list[tuple[int, list[Buffer]]] = []
         broken = dict(self._broken)
+        if broken.keys() - self._lost.keys():
+            seconds = 0.0
         with contextlib.suppress(queue.Empty):
             first = self._arrived.get(timeout=seconds) if seconds else self._arrived.get_nowait()
             while True:
@@ -95,6 +97,8 @@ class TorchLink(Link):
             room.release()
         for thread in self._threads:
             thread.join(5)
+        dist.destroy_process_group(self._group)
+        del self._group  # or a cycle of objects keeps its sockets open
 
     def _cancel(self) -> None:
         """End all that waits: gloo cannot cancel, but a receive that times out closes every connection of its group."""
