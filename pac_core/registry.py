@@ -21,7 +21,7 @@ log = logging.getLogger("pac")
 KINDS = ("backbones", "adapters", "stores", "transports", "schedulers")
 BLOCK_VARIABLE = "PAC_DISABLE_PLUGINS"
 
-EXTRAS = {"lz4": 'pip install "pac-core[lz4]"'}
+EXTRAS = {"lz4": 'pip install "pac-core[lz4]"', "zmq": 'pip install "pac-core[zmq]"'}
 """Names that come with an extra of this distribution, for the error that names what to install."""
 
 

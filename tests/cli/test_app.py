@@ -15,9 +15,11 @@ import typer
 
 from pac_core.cli import app
 
-COMMANDS = ["demo", "finetune", "evaluate", "predict", "chat", "plugins", "cache"]
+COMMANDS = ["demo", "finetune", "evaluate", "predict", "chat", "plugins", "cache", "keys"]
 CACHE_COMMANDS = ["list", "stat", "verify", "prune", "clear"]
-EACH = [[name] for name in COMMANDS] + [["cache", name] for name in CACHE_COMMANDS]
+KEYS_COMMANDS = ["new", "allow", "list"]
+GROUPS = {"cache": CACHE_COMMANDS, "keys": KEYS_COMMANDS}
+EACH = [[name] for name in COMMANDS] + [[group, name] for group, names in GROUPS.items() for name in names]
 
 
 def command(*arguments: object) -> list[str]:
@@ -30,7 +32,7 @@ def test_help_teaches_with_an_example(pac: Any, path: list[str]) -> None:
     assert (ended.code, ended.err) == (0, "")
     text = " ".join(ended.out.split())
     assert f"Example: pac {path[0]}" in text
-    if path != ["cache"]:
+    if path not in (["cache"], ["keys"]):
         assert "--json" in text
     assert all(len(line) <= 80 for line in ended.out.splitlines())
 

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from pac_core.contracts.transport import Transport, TransportOptions
+import importlib.util
+from typing import TYPE_CHECKING
+
+from pac_core.errors import BadInput
 from pac_core.hookspecs import Register, hookimpl
+from pac_core.keys import KeyPair
+
+if TYPE_CHECKING:  # importing it would import torch, and hooks run whenever pac starts
+    from pac_core.contracts.transport import Transport, TransportOptions
 
 
 def make_local(options: TransportOptions) -> Transport:
@@ -13,6 +20,39 @@ def make_local(options: TransportOptions) -> Transport:
     return LocalTransport(options)
 
 
+def make_torch(options: TransportOptions) -> Transport:
+    """A `TorchTransport`: processes that torchrun started."""
+    from pac_plugins.transports.torch import TorchTransport
+
+    return TorchTransport(options)
+
+
+def make_zmq(options: TransportOptions) -> Transport:
+    """A `ZmqTransport`: encrypted, between devices that know each other's keys."""
+    _need_zmq()
+    from pac_plugins.transports.zmq import ZmqTransport
+
+    return ZmqTransport(options)
+
+
+def new_keys() -> KeyPair:
+    """Keys for the transport ``zmq``."""
+    _need_zmq()
+    from pac_plugins.transports import curve
+
+    return curve.new_keys()
+
+
+make_zmq.new_keys = new_keys  # type: ignore[attr-defined]  # what `pac keys new` asks for
+
+
+def _need_zmq() -> None:
+    if importlib.util.find_spec("zmq") is None:
+        raise BadInput("transport 'zmq' needs the package pyzmq: pip install \"pac-core[zmq]\"")
+
+
 @hookimpl
 def pac_register_transports(register: Register) -> None:
     register("local", make_local, summary="threads or processes of one machine, over Unix sockets")
+    register("zmq", make_zmq, summary="devices on a network, encrypted, each let in by its key")
+    register("torch", make_torch, summary="processes that torchrun starts, over torch.distributed (gloo, nccl)")

@@ -58,13 +58,11 @@ class Exchange:
         max_message_bytes: of tensors; a peer that announces more breaks the protocol.
 
     Attributes:
-        pending_bytes: tensors of messages whose sending has not ended.
-        gone: the peer is lost.
+        gone: why nothing passes any more; None while all is well.
     """
 
     def __init__(self, max_message_bytes: int) -> None:
-        self.pending_bytes = 0
-        self.gone = False
+        self.gone: PacError | None = None
         self._max_bytes = max_message_bytes
         self._number = 0
         self._receives: dict[int, Receive] = {}
@@ -78,20 +76,26 @@ class Exchange:
 
     # this side
 
-    def send(self, packed: Packed, work: Work[None]) -> None:
-        """Queue a message."""
-        self.pending_bytes += packed.nbytes
+    def send(self, packed: Packed, work: Work[None]) -> bool:
+        """Queue a message; False, and its work fails, if the peer is gone."""
+        if self.gone is not None:
+            work.fail(self.gone)
+            return False
         send, asked = Send(packed, work), self._asked.get(packed.tag)
         if not asked:
             self._waiting[packed.tag].append(send)
-            return
+            return True
         self._data.append((asked.popleft(), send))
         self._asked_count -= 1
         if not asked:
             del self._asked[packed.tag]
+        return True
 
     def receive(self, tag: Tag, work: Work[Message]) -> None:
-        """Post a receive."""
+        """Post a receive; its work fails if the peer is gone."""
+        if self.gone is not None:
+            work.fail(self.gone)
+            return
         self._number += 1
         self._receives[self._number] = Receive(tag, work)
         self.control(Kind.POST, self._number, tag)
@@ -102,7 +106,7 @@ class Exchange:
 
     def beat(self) -> None:
         """Queue a sign of life, unless something is queued that will do as one."""
-        if not self._control and not self.gone:
+        if not self._control and self.gone is None:
             self.control(Kind.BEAT)
 
     # what is to be sent
@@ -121,12 +125,6 @@ class Exchange:
             self._control.popleft()
         else:
             self._next = None
-
-    def finish(self, send: Send) -> None:
-        """The last piece of a message has left: its tensors may be changed."""
-        if not self.gone:
-            self.pending_bytes -= send.packed.nbytes
-            send.work.finish(None)
 
     def _make(self) -> Piece | None:
         if self._sending is None:
@@ -192,9 +190,9 @@ class Exchange:
 
     # the end
 
-    def lose(self, error: PacError) -> None:
-        """Fail everything under way with this peer; nothing is taken or sent any more."""
-        self.gone = True
+    def lose(self, error: PacError) -> int:
+        """Fail everything under way with this peer, now and from now on; returns the bytes of sends that failed."""
+        self.gone = error
         sends = [send for queue in self._waiting.values() for send in queue] + [send for _, send in self._data]
         if self._sending is not None:
             sends.append(self._sending.send)
@@ -204,6 +202,6 @@ class Exchange:
         for queue in (self._waiting, self._data, self._receives, self._asked, self._control):
             queue.clear()
         self._sending = self._next = None
-        self.pending_bytes = 0
         for work in works:
             work.fail(error)
+        return sum(send.packed.nbytes for send in sends)

@@ -56,9 +56,10 @@ class Identity:
         _, rank, size, terms = take(fields, int, int, int, dict)
         if size != self.size or not self.rank < rank < self.size:
             return rank, f"it is device {rank} of {size}, which does not connect to device {self.rank} of {self.size}"
-        return rank, self._difference(terms)
+        return rank, self.difference(terms)
 
-    def _difference(self, theirs: Mapping[Any, Any]) -> str:
+    def difference(self, theirs: Mapping[Any, Any]) -> str:
+        """In which term a device differs from this one; empty if in none."""
         for name in sorted({*self.terms, *map(str, theirs)}):
             mine, other = self.terms.get(name), theirs.get(name)
             if mine != other:

@@ -47,6 +47,10 @@ class Link(ABC):
         """Peers whose connection broke and from whom everything that arrived has been handed out, with reasons."""
 
     @abstractmethod
+    def forget(self, peer: int) -> None:
+        """The peer is lost: hold and send nothing for it any more."""
+
+    @abstractmethod
     def wake(self) -> None:
         """Make `receive` return; from any thread."""
 

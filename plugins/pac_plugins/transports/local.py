@@ -66,6 +66,8 @@ class LocalLink(Link):
                 self._streams[rank] = self._call(identity, rank, addresses[rank], deadline)
             while len(self._streams) < identity.size - 1:
                 self._answer(identity, listener, deadline)
+            for rank in range(identity.rank + 1, identity.size):
+                self._streams[rank].send([pack_head(Kind.WELCOME)])
         finally:
             listener.close()
             path.unlink(missing_ok=True)
@@ -104,7 +106,6 @@ class LocalLink(Link):
             stream.send([refusal(reason)])
             stream.socket.close()
             raise Refused(f"device {rank} cannot take part: {reason}")
-        stream.send([pack_head(Kind.WELCOME)])
         self._streams[rank] = stream
 
     # connected
@@ -142,6 +143,9 @@ class LocalLink(Link):
 
     def lost(self) -> Mapping[int, str]:
         return {peer: stream.broken for peer, stream in self._streams.items() if stream.broken}
+
+    def forget(self, peer: int) -> None:
+        self._streams[peer].broken = self._streams[peer].broken or "it is lost"
 
     def wake(self) -> None:
         self._waker.wake()
