@@ -143,8 +143,9 @@ class ActivationCache:
         elif others and not self._share:
             raise BadInput(
                 f"cache folder {self.path} holds entries of {others[0].label}, but this run's backbone is "
-                f"{namespace.label}; give another --cache-dir, empty this one with 'pac cache clear --cache-dir "
-                f"{self.path}', or share it with ActivationCache.open(..., share=True)"
+                f"{namespace.label}: another model, or the same in another number format (dtype); give another "
+                f"--cache-dir, empty this one with 'pac cache clear --cache-dir {self.path}', or let it hold both with "
+                "--set cache.share=true (share=True in Python)"
             )
         return None if manifest.namespaces.get(name) == namespace else manifest.including(name, namespace)
 

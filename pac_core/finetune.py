@@ -21,6 +21,7 @@ from pac_core.model import PacModel
 from pac_core.registry import Registry
 from pac_core.runtime.checkpoint import (
     BEST_NAME,
+    FILL_NAME,
     STATE_NAME,
     Progress,
     check_checkpoint,
@@ -28,7 +29,7 @@ from pac_core.runtime.checkpoint import (
     save_checkpoint,
 )
 from pac_core.runtime.evaluate import evaluate, generated_metrics
-from pac_core.runtime.fill import Filled, calibrate, prefill, release
+from pac_core.runtime.fill import Filled, calibrate, planned_fill, prefill, release
 from pac_core.runtime.interrupt import StopFlag
 from pac_core.runtime.load import Loaded, load, open_backbone
 from pac_core.runtime.optimizer import make_optimizer
@@ -108,7 +109,9 @@ class FineTuner:
             self._tell(StepDone(1, "fill", done, total, None, 0))
 
         if ahead:
-            prefill(model, loaded.train, stop, on_progress)
+            path = self.checkpoint / FILL_NAME
+            planned = planned_fill(model, loaded.train, path, self.config.resume)
+            prefill(model, loaded.train, stop, on_progress, planned)
         calibrate(model, loaded.train)
         filled = Filled(time.perf_counter() - began, model.reader.counters.backbone_samples - before)
         if ahead:

@@ -77,7 +77,14 @@ class PacModel(nn.Module):
         self.head: PooledHead | None = None
         if not task.generates:
             texts, matched = (2, len(taps[side.target])) if task.apart else (1, 0)
-            self.head = PooledHead(self.info.hidden_size, side.width, task.outputs, texts=texts, taps=matched)
+            self.head = PooledHead(
+                self.info.hidden_size,
+                side.width,
+                task.outputs,
+                texts=texts,
+                taps=matched,
+                dropout=side.config.dropout,
+            )
         self.matcher = Matcher(len(taps[side.target]), self.info.hidden_size) if task.apart else None
         if self.info.dtype == torch.float64:
             for part in (self.head, self.matcher):
@@ -282,8 +289,9 @@ class PacModel(nn.Module):
             BadInput: the folder holds no PAC adapter, is damaged, or was trained on another backbone, or on one in
                 another number format.
         """
-        backbone, name = _backbone_of(base_model, registry := registry or Registry())
-        return cls.on_backbone(backbone, read_adapter(Path(folder)), registry, cache=cache, model_name=name)
+        saved = read_adapter(Path(folder))
+        backbone, name = _backbone_of(base_model, registry := registry or Registry(), saved.dtype)
+        return cls.on_backbone(backbone, saved, registry, cache=cache, model_name=name)
 
     @classmethod
     def on_backbone(

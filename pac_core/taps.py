@@ -141,17 +141,24 @@ class TapReader:
             missing |= {owner[i] for i in absent}
         return values, sorted(missing)
 
-    def fill(self, examples: Sequence[Example], batch_size: int = 256) -> Iterator[int]:
+    def fill(
+        self, examples: Sequence[Example], batch_size: int = 256, planned: Sequence[int] | None = None
+    ) -> Iterator[int]:
         """Put the entries of examples that lack them into the cache, longest first, with next to no padding.
 
-        Yields the number of samples done so far, after each batch; nothing is kept in memory.
+        Yields the number of samples done so far, after each batch; nothing is kept in memory. ``planned`` are those
+        that an earlier, stopped call had set out to fill: what is left of them then goes through the backbone in the
+        batches it would have been in, which decide the last bits.
         """
-        missing = self.missing(examples)
+        missing = set(self.missing(examples))
         if missing:
             self.need_backbone(f"{len(missing)} samples are not in the cache")
-        order = sorted(missing, key=lambda i: -len(examples[i]))
+        order = sorted(missing.union(planned or ()), key=lambda i: (-len(examples[i]), i))
         for start in range(0, len(order), batch_size):
-            batch = [examples[i] for i in order[start : start + batch_size]]
+            chosen = order[start : start + batch_size]
+            if missing.isdisjoint(chosen):
+                continue
+            batch = [examples[i] for i in chosen]
             segments = {s: [of_stream(e, s) for e in batch] for s in self.taps}
             for _ in self._run_backbone(segments, range(len(batch))):
                 pass

@@ -23,7 +23,7 @@ class AdapterConfig(BaseModel):
         tap_every: m; every m-th layer is tapped (b_0 and b_L always are).
         init: ``"prune"`` takes weights from the backbone by structural pruning, ``"random"`` does not.
         heads: attention heads of the side network; None chooses few, wide ones.
-        dropout: probability on the side network's residual branches and output.
+        dropout: probability on the side network's residual branches, and on what a trainable head reads.
         options: settings of adapters that are not bundled.
     """
 

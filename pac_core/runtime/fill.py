@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from pac_core.contracts.adapter import Taps
+from pac_core.errors import BadInput
 from pac_core.examples import Example
+from pac_core.files import read_json, write_json
 from pac_core.model import PacModel
 from pac_core.runtime.interrupt import StopFlag
+from pac_core.runtime.report import data_digest
 
 CALIBRATION_SAMPLES = 1000
 
@@ -27,9 +33,14 @@ class Filled:
 
 
 def prefill(
-    model: PacModel, examples: Sequence[Example], stop: StopFlag, on_progress: Callable[[int, int], None]
+    model: PacModel,
+    examples: Sequence[Example],
+    stop: StopFlag,
+    on_progress: Callable[[int, int], None],
+    planned: Sequence[int] | None = None,
 ) -> None:
-    """Put the entries of all examples into the cache, sorted by length, in large batches.
+    """Put the entries of all examples into the cache, sorted by length, in large batches; ``planned`` as in
+    `pac_core.taps.TapReader.fill`.
 
     Raises:
         KeyboardInterrupt: a stop was requested; what was filled is flushed, so the next run goes on from there.
@@ -39,12 +50,26 @@ def prefill(
     cache = model.reader.cache
     assert cache is not None
     try:
-        for done in model.reader.fill(examples):
-            on_progress(done, missing)
+        for done in model.reader.fill(examples, planned=planned):
+            on_progress(min(done, missing), missing)
             if stop.requested:
                 raise KeyboardInterrupt
     finally:
         cache.flush()
+
+
+def planned_fill(model: PacModel, examples: Sequence[Example], path: Path, resume: bool) -> list[int]:
+    """Indices of the examples that are to be filled, noted in ``path``; on ``resume`` those that the stopped run noted,
+    if it was over the same examples."""
+    data = data_digest(examples)
+    if resume and path.exists():
+        with contextlib.suppress(BadInput, KeyError, TypeError):  # a damaged note costs the last bits only
+            saved: Any = read_json(path, "what a stopped run had to fill")
+            if saved["data"] == data:
+                return [i for i in saved["samples"] if 0 <= i < len(examples)]
+    missing = model.reader.missing(examples)
+    write_json(path, {"data": data, "samples": missing})
+    return missing
 
 
 def calibrate(model: PacModel, examples: Sequence[Example]) -> None:

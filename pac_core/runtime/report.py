@@ -63,7 +63,7 @@ def epoch_record(progress: Progress, train: Sequence[Example], metrics: dict[str
         "samples": len(train),
         "tokens": sum(map(len, train)),
         "backbone_samples": progress.backbone_samples,
-        "cache_hits": len(train) - progress.backbone_samples,
+        "cache_hits": max(len(train) - progress.backbone_samples, 0),
         "bytes_sent": 0,
         "eval": metrics,
     }

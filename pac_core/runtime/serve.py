@@ -62,6 +62,8 @@ class OpenAdapter:
                 first, tab, second = text.partition("\t")
                 if not tab:
                     raise BadInput(f"{source}: this adapter takes pairs; separate the two texts with a TAB")
+                _check_text(source, first)
+                _check_text(source, second)
                 found.append(Sample(source, text=first, text_pair=second))
         return found
 

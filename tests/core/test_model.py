@@ -303,3 +303,14 @@ def test_peft_refuses_our_folder(saved: Path) -> None:
     peft = pytest.importorskip("peft")
     with pytest.raises((ValueError, KeyError, TypeError), match="PAC_PARALLEL"):
         peft.PeftModel.from_pretrained(tiny_model("gpt2"), saved)
+
+
+def test_an_adapter_of_a_bfloat16_backbone_is_opened_by_path_and_refused_on_another_format(tmp_path: Path) -> None:
+    base = tiny_model("bert", dtype=torch.float32)
+    base.save_pretrained(tmp_path / "model")
+    half = copy.deepcopy(base).bfloat16()
+    get_pac_model(half, ParallelAdapterConfig(reduction=4)).save_pretrained(tmp_path / "adapter")
+    opened = PacModel.from_pretrained(tmp_path / "model", tmp_path / "adapter")
+    assert opened.info.dtype == torch.bfloat16
+    with pytest.raises(BadInput, match=r"trained on a bfloat16 backbone.*load the model with dtype=torch.bfloat16"):
+        PacModel.from_pretrained(base, tmp_path / "adapter")

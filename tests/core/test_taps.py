@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from pac_core import taps as taps_module
 from pac_core.cache import ActivationCache
 from pac_core.contracts.backbone import DECODER, ENCODER, Backbone, BackboneSource, tap_indices
 from pac_core.errors import RunFailed
@@ -134,6 +135,29 @@ def test_filling_ahead_leaves_nothing_to_compute(reader: Make) -> None:
     own.backbone.release(keep_head=False)
     assert own.read(examples)[ENCODER].values.isfinite().all()
     assert (own.counters.backbone_samples, own.counters.cache_hits) == (5, 5)
+
+
+def test_a_fill_that_was_stopped_goes_on_in_the_same_batches(reader: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples, ran = texts([3, 9, 1, 4, 7, 2, 8]), []
+    plain = taps_module.compute_taps
+
+    def compute(backbone: Backbone, segments: list[Segment], wanted: Any) -> Any:
+        ran.append([len(segment) for segment in segments])
+        return plain(backbone, segments, wanted)
+
+    monkeypatch.setattr(taps_module, "compute_taps", compute)
+    list(reader().fill(examples, batch_size=3))
+    whole, ran[:] = list(ran), []
+    stopped = reader()
+    planned = stopped.missing(examples)
+    next(stopped.fill(examples, batch_size=3))
+    one = [i for i in planned if len(examples[i]) == 4]
+    list(stopped.fill([examples[i] for i in one]))  # as if the kill came in the middle of the second batch
+    assert len(stopped.missing(examples)) == 3
+    before = len(ran)
+    assert list(stopped.fill(examples, batch_size=3, planned=planned))[-1] == 7
+    assert ran[:1] + ran[before:] == whole
+    assert stopped.missing(examples) == []
 
 
 def test_without_a_cache_everything_is_missing(reader: Make) -> None:

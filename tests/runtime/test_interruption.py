@@ -89,7 +89,7 @@ def test_a_run_stopped_while_filling_keeps_what_it_filled(config: Any, run: Any,
     from pac_core.taps import TapReader
 
     fill = TapReader.fill
-    monkeypatch.setattr(TapReader, "fill", lambda self, examples: fill(self, examples, batch_size=8))
+    monkeypatch.setattr(TapReader, "fill", lambda self, examples, planned: fill(self, examples, 8, planned))
 
     def stops(event: Any) -> None:
         if isinstance(event, StepDone) and event.phase == "fill" and event.done == 16:
