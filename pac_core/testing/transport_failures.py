@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from abc import abstractmethod
@@ -127,6 +128,22 @@ class FailureTests:
                 t.isend(0, numbered(0)).wait()
 
         self.run(tmp_path, 2, body, silence=4.0)
+
+    def test_a_machine_that_sleeps_loses_nobody(self, tmp_path: Path) -> None:
+        def body(t: Transport) -> None:
+            t.barrier()
+            pid = os.getpid()
+            waker = subprocess.Popen(["sh", "-c", f"sleep 5; kill -CONT {pid}"])
+            os.kill(pid, signal.SIGSTOP)  # all devices at once
+            waker.wait()
+            time.sleep(0.5)
+            if t.rank == 0:
+                assert t.irecv(1, tag()).wait().header["n"] == 3
+                assert not t.lost()
+            else:
+                t.isend(0, numbered(3)).wait()
+
+        self.run(tmp_path, 2, body, silence=2.5)
 
     def test_a_collective_without_one_of_its_members_is_an_error(self, tmp_path: Path) -> None:
         def body(t: Transport) -> None:

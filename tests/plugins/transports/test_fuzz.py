@@ -51,6 +51,8 @@ def heads(draw: st.DrawFn) -> bytes:
     shape = draw(st.sampled_from(SHAPES))
     dtype = draw(st.sampled_from(["f32", "i8", "c64", "", 3]))
     header = draw(st.sampled_from([{}, {"a": 1}, {1: 2}, [], None]))
+    if draw(st.booleans()):  # right but for the tensors, so that these are looked at
+        return pack_head(Kind.DATA, 1, TAGS[0], {}, [["x", dtype, shape]])
     kind = draw(st.sampled_from([*Kind]))
     fields: list[Any] = [number, tag, header, [["x", dtype, shape]] * draw(st.integers(0, 3))]
     return pack_head(kind, *fields[: draw(st.integers(0, 4))])
