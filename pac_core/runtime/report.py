@@ -22,14 +22,14 @@ NOT_IDENTITY = {"resume", "output", "cache", "generation", "eval", "early_stoppi
 """Settings that may change between a stopped run and its resumption without changing the weights."""
 
 
-def single_plan(config: RunConfig, model: PacModel) -> dict[str, Any]:
-    """The plan of a run on one device: one stage with every layer."""
+def single_plan(config: RunConfig, model: PacModel, devices: Sequence[str]) -> dict[str, Any]:
+    """The plan of a run whose devices all have the whole model: one stage with every layer."""
     micro = min(config.micro_batch_size or config.batch_size, config.batch_size)
     layers = {stream.name: [0, stream.layers] for stream in model.info.streams if stream.name in model.side.reads}
     return {
         "scheduler": "single",
         "backbone_dtype": str(model.info.dtype).removeprefix("torch."),
-        "stages": [{"devices": [platform.node() or "local"], "layers": layers}],
+        "stages": [{"devices": list(devices), "layers": layers}],
         "micro_batch_size": micro,
         "micro_batches": -(-config.batch_size // micro),
     }
@@ -64,12 +64,27 @@ def epoch_record(progress: Progress, train: Sequence[Example], metrics: dict[str
         "tokens": sum(map(len, train)),
         "backbone_samples": progress.backbone_samples,
         "cache_hits": len(train) - progress.backbone_samples,
-        "bytes_sent": 0,
+        "bytes_sent": progress.bytes_sent,
         "eval": metrics,
     }
 
 
-def run_metrics(loaded: Loaded, progress: Progress, plan: dict[str, Any], final: dict[str, float]) -> dict[str, Any]:
+def device_reports(names: Sequence[str], kind: str, reports: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """What ``metrics.json`` says of each device: threads, samples for which it ran the backbone, and seconds in which it
+    did not wait for others, from `Team.reports`."""
+    return [
+        {"name": name, "kind": kind, "threads": int(threads), "samples_filled": int(filled), "seconds_busy": busy}
+        for name, (threads, filled, busy) in zip(names, reports, strict=True)
+    ]
+
+
+def run_metrics(
+    loaded: Loaded,
+    progress: Progress,
+    plan: dict[str, Any],
+    final: dict[str, float],
+    devices: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
     """The content of ``metrics.json``."""
     return {
         "epochs": list(progress.records),
@@ -79,7 +94,7 @@ def run_metrics(loaded: Loaded, progress: Progress, plan: dict[str, Any], final:
         "trainable_params": loaded.model.trainable(),
         "cache": cache_record(loaded.model),
         "plan": plan,
-        "devices": [{"name": platform.node() or "local", "kind": str(loaded.model.backbone.device)}],
+        "devices": list(devices),
         "versions": versions(),
     }
 
