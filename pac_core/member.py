@@ -1,6 +1,6 @@
-"""``python -m pac_core.member``: a process that takes part in a run which another one leads; see `pac_core.runtime.crew`.
+"""``python -m pac_core.member``: a process that takes part in a run which another one leads.
 
-It is told what to do by a `Post` on its standard input, and ends when that is closed.
+See `pac_core.runtime.crew`. It is told what to do by a `Post` on its standard input, and ends when that is closed.
 """
 
 from __future__ import annotations

@@ -70,8 +70,8 @@ def epoch_record(progress: Progress, train: Sequence[Example], metrics: dict[str
 
 
 def device_reports(names: Sequence[str], kind: str, reports: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
-    """What ``metrics.json`` says of each device: threads, samples for which it ran the backbone, and seconds in which it
-    did not wait for others, from `Team.reports`."""
+    """What ``metrics.json`` says of each device: threads, samples for which it ran the backbone, and seconds in which
+    it did not wait for others, from `Team.reports`."""
     return [
         {"name": name, "kind": kind, "threads": int(threads), "samples_filled": int(filled), "seconds_busy": busy}
         for name, (threads, filled, busy) in zip(names, reports, strict=True)

@@ -18,7 +18,7 @@ from pac_core.model import PacModel
 from pac_core.runtime.interrupt import StopFlag
 
 PATIENCE = 86400.0
-"""Seconds to wait for a device that is alive: it may have much more to do than this one. A dead one is noticed at once."""
+"""Seconds to wait for a device that is alive: it may have much more to do. A dead one is noticed at once."""
 
 POLL_SECONDS = 0.02
 
@@ -127,7 +127,7 @@ class Replicas(Team):
         beside = torch.tensor([loss, float(stop)], dtype=gradients[0].dtype)
         united = torch.cat([*(gradient.reshape(-1) for gradient in gradients), beside])
         self._sum(united)
-        *sums, beside = united.split([*(gradient.numel() for gradient in gradients), 2])
+        *sums, beside = torch.split(united, [*(gradient.numel() for gradient in gradients), 2])
         for gradient, whole in zip(gradients, sums, strict=True):
             gradient.copy_(whole.view_as(gradient))
         self._stops = bool(beside[1] > 0)
@@ -151,8 +151,10 @@ class Replicas(Team):
         self._meetings += 1
         coming = [self.transport.irecv(rank, tag) for rank in self._others]
         going = [self.transport.isend(rank, Message(tag)) for rank in self._others]
-        for work in (*coming, *going):
-            _wait(work, stop)
+        for arriving in coming:
+            _wait(arriving, stop)
+        for leaving in going:
+            _wait(leaving, stop)
         self.waited += time.perf_counter() - began
 
     def check(self) -> None:
