@@ -188,7 +188,8 @@ class FramedTransport(Transport):
         """Seconds that may pass until this thread has something to do, if nothing arrives."""
         if any(exchange.peek() is not None for peer, exchange in self._peers.items() if peer not in blocked):
             return 0.0
-        return _POLL_SENT if self._unsent else self._options.silence / 4
+        closing = self._stop_by is not None  # the last piece may be on its way already, and nothing comes any more
+        return _POLL_SENT if self._unsent or closing else self._options.silence / 4
 
     def _take(self, peer: int, frames: list[Buffer], now: float) -> None:
         exchange = self._peers[peer]
