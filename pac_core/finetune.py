@@ -11,13 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from pac_core.adapter_files import write_adapter
 from pac_core.config import RunConfig
-from pac_core.errors import BadInput, RunFailed, TransportError
+from pac_core.errors import RunFailed, TransportError
 from pac_core.events import CheckpointSaved, EpochDone, Event, RunFinished, RunStarted, StepDone
-from pac_core.examples import Example
 from pac_core.files import check_writable, read_tensors, write_json, write_tensors
 from pac_core.metrics import watched
 from pac_core.model import PacModel
@@ -30,13 +26,13 @@ from pac_core.runtime.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from pac_core.runtime.crew import Crew, device_count, device_names
+from pac_core.runtime.crew import Crew, device_count
 from pac_core.runtime.evaluate import evaluate, generated_metrics
-from pac_core.runtime.fill import Filled, calibrate, prefill, release
+from pac_core.runtime.fill import Filled, calibrate, check_shared, prefill, release
 from pac_core.runtime.interrupt import StopFlag
 from pac_core.runtime.load import Loaded, load, open_backbone
 from pac_core.runtime.optimizer import make_optimizer
-from pac_core.runtime.report import device_reports, epoch_record, run_identity, run_metrics, single_plan
+from pac_core.runtime.report import device_reports, epoch_record, run_identity, run_metrics, save, single_plan
 from pac_core.runtime.team import ALONE, Replicas, Team
 from pac_core.runtime.train import Trainer, epoch_batches, train_epoch
 
@@ -106,10 +102,10 @@ class FineTuner:
         """
         loaded = load(self.config, self.registry)
         self.team, self._began = team(loaded.model.info.fingerprint), time.perf_counter()
-        plan = single_plan(self.config, loaded.model, device_names(self.team.size))
+        plan = single_plan(self.config, loaded.model, self.team.size)
         loaded.model.reader.reopen = partial(open_backbone, self.config.model, loaded.model.info.dtype, self.registry)
         try:
-            self._check_shared(loaded)
+            check_shared(loaded.model, self.config.cache.store, self.team)
             self._check_resumable(loaded)
             self._tell(RunStarted(self.config.plain(), loaded.model.trainable(), loaded.truncated))
             with StopFlag() as stop:
@@ -118,15 +114,6 @@ class FineTuner:
             return self._finish(loaded, progress, plan)
         finally:
             loaded.model.reader.close()
-
-    def _check_shared(self, loaded: Loaded) -> None:
-        """Refuse a cache that the other devices do not see."""
-        cache = loaded.model.reader.cache
-        if self.team.size > 1 and cache is not None and not cache.shared:
-            raise BadInput(
-                f"the devices of one machine share a cache on disk, but --store is {self.config.cache.store}; "
-                "choose disk, or leave --devices out"
-            )
 
     def _check_resumable(self, loaded: Loaded) -> None:
         """Refuse a checkpoint that cannot be gone on from before anything that takes long is done."""
@@ -142,26 +129,18 @@ class FineTuner:
         began, before = time.perf_counter(), model.reader.counters.backbone_samples
         ahead = self.config.fill != "train-while-fill"
 
+        def on_progress(done: int, total: int) -> None:
+            self._tell(StepDone(1, "fill", done, total, None, 0))
+
         if ahead:
-            self._prefill(model, loaded.train, stop)
+            prefill(model, loaded.train, stop, on_progress, self.team)
         calibrate(model, loaded.train)
         (samples,) = self.team.total([model.reader.counters.backbone_samples - before])
         filled = Filled(time.perf_counter() - began, int(samples))
         if ahead:
-            self._prefill(model, loaded.eval, stop)
+            prefill(model, loaded.eval, stop, on_progress, self.team)
             self._release(loaded)
         return filled
-
-    def _prefill(self, model: PacModel, examples: Sequence[Example], stop: StopFlag) -> None:
-        """Put the entries of all examples into the cache, this device's part of them by itself."""
-
-        def on_progress(done: int, total: int) -> None:
-            self.team.check()
-            self._tell(StepDone(1, "fill", done, total, None, 0))
-
-        assert model.reader.cache is not None
-        prefill(model, self.team.to_fill(model, examples), stop, on_progress)
-        self.team.filled(model.reader.cache, stop)
 
     def _train(self, loaded: Loaded, filled: Filled, stop: StopFlag) -> Progress:
         """All epochs, from the checkpoint if one is to be resumed; leaves the best weights in the model."""
@@ -173,6 +152,7 @@ class FineTuner:
             self._forget_older()
             before = self._evaluate(loaded, 0) if loaded.eval else None
             progress = Progress(seconds=filled.seconds, backbone_samples=filled.backbone_samples, before=before)
+        self.team.align(trainer.model)
         self.team.meet(stop)  # the leader may write the checkpoint only once all have read it
         while progress.epoch <= self.config.epochs and not self._out_of_patience(progress):
             progress = self._epoch(loaded, trainer, train_epoch(trainer, progress))
@@ -263,10 +243,10 @@ class FineTuner:
         """Evaluate the best weights, generate answers where the task is text, save everything."""
         output, model = self.config.output, loaded.model
         final = self._evaluate(loaded, progress.epoch) if loaded.eval else {}
-        devices = self._devices(loaded)
+        devices = device_reports(self.team, model, time.perf_counter() - self._began)
         if not self.team.leads:
             return RunResult(output, {}, model)
-        self.save(loaded)
+        save(self.config, loaded)
         if model.task.generates and loaded.eval and self.config.generation.eval_samples:
             final |= self._generated(loaded)
         metrics = run_metrics(loaded, progress, plan, final, devices)
@@ -274,30 +254,6 @@ class FineTuner:
         write_json(output / "metrics.json", metrics)
         self._tell(RunFinished(metrics))
         return RunResult(output, metrics, model)
-
-    def _devices(self, loaded: Loaded) -> list[dict[str, Any]]:
-        """What ``metrics.json`` says of each device, at the leader."""
-        busy = time.perf_counter() - self._began - self.team.waited
-        own = [torch.get_num_threads(), loaded.model.reader.counters.backbone_samples, busy]
-        reports = self.team.reports(own)
-        names = device_names(self.team.size) if self.team.leads else ()
-        return device_reports(names, str(loaded.model.backbone.device), reports)
-
-    def save(self, loaded: Loaded) -> None:
-        """Write the adapter and the tokenizer's files to the output folder."""
-        model, output = loaded.model, self.config.output
-        loaded.tokenizer.save_pretrained(output)
-        write_adapter(
-            output,
-            model.side.config,
-            model.task,
-            model.info,
-            model.model_name,
-            model.state_dict(),
-            max_length=self.config.max_length,
-            columns=self.config.columns,
-            chat=loaded.chat if model.task.generates else None,
-        )
 
     def _generated(self, loaded: Loaded) -> dict[str, float]:
         """Scores of generated answers; the backbone is loaded again for them."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -77,12 +76,6 @@ def threads_each(count: int) -> int:
     """Compute threads of each of ``count`` processes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(cores // count, 1)
-
-
-def device_names(count: int) -> tuple[str, ...]:
-    """Names of the devices of this machine, by rank."""
-    node = platform.node() or "local"
-    return (node,) if count == 1 else tuple(f"{node}/{rank}" for rank in range(count))
 
 
 def connect(post: Post, transport: str | None, fingerprint: str, registry: Registry) -> Transport:

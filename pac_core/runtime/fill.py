@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from pac_core.contracts.adapter import Taps
+from pac_core.errors import BadInput
 from pac_core.examples import Example
 from pac_core.model import PacModel
 from pac_core.runtime.interrupt import StopFlag
+from pac_core.runtime.team import ALONE, Team
 
 CALIBRATION_SAMPLES = 1000
 
@@ -27,14 +29,23 @@ class Filled:
 
 
 def prefill(
-    model: PacModel, examples: Sequence[Example], stop: StopFlag, on_progress: Callable[[int, int], None]
+    model: PacModel,
+    examples: Sequence[Example],
+    stop: StopFlag,
+    on_progress: Callable[[int, int], None],
+    team: Team = ALONE,
 ) -> None:
-    """Put the entries of all examples into the cache, sorted by length, in large batches.
+    """Put the entries of all examples into the cache, sorted by length, in large batches, each device its part of them.
+
+    Args:
+        on_progress: told of samples done, and to do, of this device's part.
 
     Raises:
+        PeerLost: another device is gone; what was filled is flushed.
         KeyboardInterrupt: a stop was requested; what was filled is flushed, so the next run goes on from there.
         StoreFull: the cache has no room; what was filled stays.
     """
+    examples = team.to_fill(model, examples)
     missing = len(model.reader.missing(examples))
     cache = model.reader.cache
     assert cache is not None
@@ -43,8 +54,21 @@ def prefill(
             on_progress(done, missing)
             if stop.requested:
                 raise KeyboardInterrupt
+            team.check()
     finally:
         cache.flush()
+    team.filled(cache, stop)
+
+
+def check_shared(model: PacModel, store: str, team: Team) -> None:
+    """Make sure that all devices see the cache.
+
+    Raises:
+        BadInput: it is each device's own; ``store`` names it.
+    """
+    cache = model.reader.cache
+    if team.size > 1 and cache is not None and not cache.shared:
+        raise BadInput(f"several devices share a cache on disk, but --store is {store}; choose disk, or one device")
 
 
 def calibrate(model: PacModel, examples: Sequence[Example]) -> None:

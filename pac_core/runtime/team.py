@@ -70,6 +70,9 @@ class Team:
         """
         return loss
 
+    def align(self, model: PacModel) -> None:
+        """Give every device the leader's weights and scales; errors as in `reduce`."""
+
     def stops(self, stop: StopFlag) -> bool:
         """Whether to stop after this step: all devices say the same."""
         return stop.requested
@@ -132,6 +135,12 @@ class Replicas(Team):
             gradient.copy_(whole.view_as(gradient))
         self._stops = bool(beside[1] > 0)
         return float(beside[0])
+
+    def align(self, model: PacModel) -> None:
+        for tensor in model.state_dict().values():
+            whole = tensor.contiguous()
+            self.transport.broadcast(whole, 0, timeout=PATIENCE)
+            tensor.copy_(whole)
 
     def stops(self, stop: StopFlag) -> bool:
         return self._stops
