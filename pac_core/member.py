@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
 import threading
+from pathlib import Path
 
 import torch
 
@@ -24,7 +26,7 @@ from pac_core.runtime.team import Replicas
 def main() -> int:
     """Take part; returns the exit status: that of `pac`, with the reason on stderr."""
     post = Post(**json.loads(sys.stdin.buffer.readline()))
-    threading.Thread(target=_end_with_leader, daemon=True).start()
+    threading.Thread(target=_end_with_leader, args=(post,), daemon=True).start()
     torch.set_num_threads(post.threads)
     try:
         take_part(post)
@@ -54,10 +56,11 @@ def take_part(post: Post) -> None:
         FineTuner(config, registry=registry).run_in(team)
 
 
-def _end_with_leader() -> None:
-    """End this process, wherever it is, once nobody holds the other end of its standard input."""
+def _end_with_leader(post: Post) -> None:
+    """End this process, wherever it is, once nobody holds the other end of its standard input: the leader was killed."""
     while os.read(0, 1024):
         pass
+    shutil.rmtree(Path(post.addresses[0]).parent, ignore_errors=True)
     os._exit(1)
 
 

@@ -41,7 +41,7 @@ class Post:
     Attributes:
         config: `RunConfig.plain`.
         rank: number of the device that it is.
-        addresses: of all devices, by rank.
+        addresses: of all devices, by rank, in a folder of their own.
         threads: for computing.
         blocked: plugins to leave out.
     """
@@ -159,9 +159,10 @@ class Crew:
 
     def _start(self, post: Post) -> subprocess.Popen[bytes]:
         threads = str(post.threads)
+        safe = [] if {"", os.getcwd()} & set(sys.path) else ["-P"]  # import from here only if this process does
         with open(self._errors(post.rank), "wb") as errors:
             process = subprocess.Popen(
-                [sys.executable, "-m", "pac_core.member"],
+                [sys.executable, *safe, "-m", "pac_core.member"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -1,5 +1,6 @@
 """Runs over several processes of this machine: they end with one device's weights, and leave nothing behind."""
 
+import json
 import os
 import signal
 import subprocess
@@ -160,11 +161,10 @@ FineTuner(RunConfig.build(json.loads(sys.argv[1])), observers=[kill]).run()
 """
 
 
-def test_processes_end_with_a_killed_leader(config: Any) -> None:
-    import json
-
+def test_processes_end_with_a_killed_leader(config: Any, place: Path) -> None:
     given = json.dumps(config(devices=2).plain())
-    done = subprocess.run([sys.executable, "-c", LEADER, given], stdout=subprocess.PIPE, timeout=200)
+    environment = {**os.environ, "TMPDIR": str(place)}
+    done = subprocess.run([sys.executable, "-c", LEADER, given], stdout=subprocess.PIPE, timeout=200, env=environment)
     children = [Path(f"/proc/{p}") for p in done.stdout.split()]
     assert done.returncode == -9
     assert len(children) >= 1
@@ -172,6 +172,7 @@ def test_processes_end_with_a_killed_leader(config: Any) -> None:
     while any(child.exists() for child in children) and time.monotonic() < until:
         time.sleep(0.05)
     assert not any(child.exists() for child in children)
+    assert left_behind(place) == []
 
 
 def test_a_process_that_cannot_start_ends_the_run_with_its_reason(
