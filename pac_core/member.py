@@ -57,7 +57,7 @@ def take_part(post: Post) -> None:
 
 
 def _end_with_leader(post: Post) -> None:
-    """End this process, wherever it is, once nobody holds the other end of its standard input: the leader was killed."""
+    """End this process, wherever it is, once nobody holds the other end of its standard input."""
     while os.read(0, 1024):
         pass
     shutil.rmtree(Path(post.addresses[0]).parent, ignore_errors=True)
