@@ -145,6 +145,7 @@ class FineTuner:
     def _train(self, loaded: Loaded, filled: Filled, stop: StopFlag) -> Progress:
         """All epochs, from the checkpoint if one is to be resumed; leaves the best weights in the model."""
         trainer = self._trainer(loaded, stop)
+        self.team.align(trainer.model)
         best = self.checkpoint / BEST_NAME
         if self.config.resume and trainer.checkpoint.exists():
             progress = load_checkpoint(trainer.checkpoint, trainer.model, trainer.optimizer, trainer.identity)
@@ -152,7 +153,6 @@ class FineTuner:
             self._forget_older()
             before = self._evaluate(loaded, 0) if loaded.eval else None
             progress = Progress(seconds=filled.seconds, backbone_samples=filled.backbone_samples, before=before)
-        self.team.align(trainer.model)
         self.team.meet(stop)  # the leader may write the checkpoint only once all have read it
         while progress.epoch <= self.config.epochs and not self._out_of_patience(progress):
             progress = self._epoch(loaded, trainer, train_epoch(trainer, progress))
