@@ -149,6 +149,15 @@ class BoundCache:
         """Return once all entries put so far survive a kill."""
         self._store.flush()
 
+    def refresh(self) -> None:
+        """Notice what other processes wrote since."""
+        self._store.refresh()
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes that open the same folder see the entries."""
+        return self._store.shared
+
     def stats(self) -> StoreStats:
         """Sizes of the whole store, all namespaces together."""
         return self._store.stats()

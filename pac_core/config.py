@@ -110,9 +110,9 @@ class RunConfig(_Part):
     resume: bool = False
     """Go on from the checkpoint in `output`."""
     transport: str | None = None
-    """Transport between devices."""
+    """Transport between devices; local if left out."""
     devices: str = "1"
-    """Number of local devices, or a cluster file."""
+    """Number of processes on this machine that train together."""
     scheduler: str = "single"
     """What plans stages and device groups."""
 

@@ -11,9 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pac_core.adapter_files import write_adapter
 from pac_core.config import RunConfig
-from pac_core.errors import BadInput, RunFailed
+from pac_core.errors import RunFailed, TransportError
 from pac_core.events import CheckpointSaved, EpochDone, Event, RunFinished, RunStarted, StepDone
 from pac_core.files import check_writable, read_tensors, write_json, write_tensors
 from pac_core.metrics import watched
@@ -28,12 +27,14 @@ from pac_core.runtime.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from pac_core.runtime.crew import Crew, device_count
 from pac_core.runtime.evaluate import evaluate, generated_metrics
-from pac_core.runtime.fill import Filled, calibrate, planned_fill, prefill, release
+from pac_core.runtime.fill import Filled, calibrate, check_shared, planned_fill, prefill, release
 from pac_core.runtime.interrupt import StopFlag
 from pac_core.runtime.load import Loaded, load, open_backbone
 from pac_core.runtime.optimizer import make_optimizer
-from pac_core.runtime.report import epoch_record, run_identity, run_metrics, single_plan
+from pac_core.runtime.report import device_reports, epoch_record, run_identity, run_metrics, save, single_plan
+from pac_core.runtime.team import ALONE, Replicas, Team
 from pac_core.runtime.train import Trainer, epoch_batches, train_epoch
 
 Observer = Callable[[Event], None]
@@ -67,6 +68,8 @@ class FineTuner:
         self.registry = registry or Registry()
         self.observers = list(observers)
         self.checkpoint = config.output / "checkpoint"
+        self.team: Team = ALONE
+        self._began = 0.0
 
     def run(self) -> RunResult:
         """Load, plan, fill, train, evaluate, save.
@@ -76,12 +79,34 @@ class FineTuner:
             RunFailed: the run could not go on (disk full, ...); the cache and the last checkpoint are whole.
             KeyboardInterrupt: stopped; ``resume`` goes on from the checkpoint.
         """
-        check_supported(self.config)
+        count = device_count(self.config)
         check_writable(self.config.output)
+        if count == 1:
+            return self.run_in(lambda fingerprint: ALONE)
+        with Crew(self.config, count, self.registry) as crew:
+            try:
+                return self.run_in(lambda fingerprint: Replicas(crew.connect(fingerprint)))
+            except TransportError as error:
+                raise crew.explain(error) from error
+
+    def run_in(self, team: Callable[[str], Team]) -> RunResult:
+        """Be one of the devices of a run; errors as in `run`.
+
+        Args:
+            team: connects with the others, given the backbone's fingerprint.
+
+        Returns:
+            The result, with metrics at the leader only.
+
+        Raises:
+            PeerLost: another device is gone.
+        """
         loaded = load(self.config, self.registry)
-        plan = single_plan(self.config, loaded.model)
+        self.team, self._began = team(loaded.model.info.fingerprint), time.perf_counter()
+        plan = single_plan(self.config, loaded.model, self.team.size)
         loaded.model.reader.reopen = partial(open_backbone, self.config.model, loaded.model.info.dtype, self.registry)
         try:
+            check_shared(loaded.model, self.config.cache.store, self.team)
             self._check_resumable(loaded)
             self._tell(RunStarted(self.config.plain(), loaded.model.trainable(), loaded.truncated))
             with StopFlag() as stop:
@@ -110,31 +135,40 @@ class FineTuner:
 
         if ahead:
             path = self.checkpoint / FILL_NAME
-            planned = planned_fill(model, loaded.train, path, self.config.resume)
-            prefill(model, loaded.train, stop, on_progress, planned)
+            planned = planned_fill(model, loaded.train, path, self.config.resume) if self.team.leads else ()
+            prefill(model, loaded.train, stop, on_progress, self.team, planned)
         calibrate(model, loaded.train)
-        filled = Filled(time.perf_counter() - began, model.reader.counters.backbone_samples - before)
+        (samples,) = self.team.total([model.reader.counters.backbone_samples - before])
+        filled = Filled(time.perf_counter() - began, int(samples))
         if ahead:
-            prefill(model, loaded.eval, stop, on_progress)
+            prefill(model, loaded.eval, stop, on_progress, self.team)
             self._release(loaded)
         return filled
 
     def _train(self, loaded: Loaded, filled: Filled, stop: StopFlag) -> Progress:
         """All epochs, from the checkpoint if one is to be resumed; leaves the best weights in the model."""
         trainer = self._trainer(loaded, stop)
+        self.team.align(trainer.model)
         best = self.checkpoint / BEST_NAME
         if self.config.resume and trainer.checkpoint.exists():
             progress = load_checkpoint(trainer.checkpoint, trainer.model, trainer.optimizer, trainer.identity)
         else:
-            best.unlink(missing_ok=True)
-            trainer.checkpoint.unlink(missing_ok=True)  # of an older run, which this one is not to be resumed from
+            self._forget_older()
             before = self._evaluate(loaded, 0) if loaded.eval else None
             progress = Progress(seconds=filled.seconds, backbone_samples=filled.backbone_samples, before=before)
+        self.team.meet(stop)  # the leader may write the checkpoint only once all have read it
         while progress.epoch <= self.config.epochs and not self._out_of_patience(progress):
             progress = self._epoch(loaded, trainer, train_epoch(trainer, progress))
+        self.team.meet(stop)  # the leader has written the best weights
         if progress.best is not None and best.exists():
             trainer.model.load_state_dict(read_tensors(best, "the best weights so far"))
         return progress
+
+    def _forget_older(self) -> None:
+        """Remove the checkpoint of an older run, which this one is not to be resumed from."""
+        if self.team.leads:
+            (self.checkpoint / BEST_NAME).unlink(missing_ok=True)
+            (self.checkpoint / STATE_NAME).unlink(missing_ok=True)
 
     def _trainer(self, loaded: Loaded, stop: StopFlag) -> Trainer:
         config, model = self.config, loaded.model
@@ -154,6 +188,7 @@ class FineTuner:
             identity=run_identity(config, loaded),
             stop=stop,
             on_step=on_step,
+            team=self.team,
         )
 
     def _epoch(self, loaded: Loaded, trainer: Trainer, progress: Progress) -> Progress:
@@ -168,7 +203,7 @@ class FineTuner:
         record = epoch_record(progress, loaded.train, metrics)
         value = watched(metrics)
         better = value is not None and (progress.best is None or value > progress.best)
-        if better:
+        if better and self.team.leads:
             write_tensors(self.checkpoint / BEST_NAME, model.state_dict())
         progress = Progress(
             epoch=progress.epoch + 1,
@@ -177,7 +212,8 @@ class FineTuner:
             stale=0 if better else progress.stale + 1,
             before=progress.before,
         )
-        save_checkpoint(trainer.checkpoint, model, trainer.optimizer, progress, trainer.identity)
+        if self.team.leads:
+            save_checkpoint(trainer.checkpoint, model, trainer.optimizer, progress, trainer.identity)
         self._tell(CheckpointSaved(trainer.checkpoint))
         self._tell(EpochDone(record, metrics))
         return progress
@@ -197,9 +233,10 @@ class FineTuner:
 
     def _evaluate(self, loaded: Loaded, epoch: int) -> dict[str, float]:
         def on_progress(done: int) -> None:
+            done = min(done * self.team.size, len(loaded.eval))
             self._tell(StepDone(epoch, "evaluate", done, len(loaded.eval), None, done))
 
-        return evaluate(loaded.model, loaded.eval, self.config.batch_size, on_progress).metrics
+        return evaluate(loaded.model, loaded.eval, self.config.batch_size, on_progress, self.team).metrics
 
     def _out_of_patience(self, progress: Progress) -> bool:
         patience = self.config.early_stopping
@@ -209,30 +246,17 @@ class FineTuner:
         """Evaluate the best weights, generate answers where the task is text, save everything."""
         output, model = self.config.output, loaded.model
         final = self._evaluate(loaded, progress.epoch) if loaded.eval else {}
-        self.save(loaded)
+        devices = device_reports(self.team, model, time.perf_counter() - self._began)
+        if not self.team.leads:
+            return RunResult(output, {}, model)
+        save(self.config, loaded)
         if model.task.generates and loaded.eval and self.config.generation.eval_samples:
             final |= self._generated(loaded)
-        metrics = run_metrics(loaded, progress, plan, final)
+        metrics = run_metrics(loaded, progress, plan, final, devices)
         write_json(output / "plan.json", plan)
         write_json(output / "metrics.json", metrics)
         self._tell(RunFinished(metrics))
         return RunResult(output, metrics, model)
-
-    def save(self, loaded: Loaded) -> None:
-        """Write the adapter and the tokenizer's files to the output folder."""
-        model, output = loaded.model, self.config.output
-        loaded.tokenizer.save_pretrained(output)
-        write_adapter(
-            output,
-            model.side.config,
-            model.task,
-            model.info,
-            model.model_name,
-            model.state_dict(),
-            max_length=self.config.max_length,
-            columns=self.config.columns,
-            chat=loaded.chat if model.task.generates else None,
-        )
 
     def _generated(self, loaded: Loaded) -> dict[str, float]:
         """Scores of generated answers; the backbone is loaded again for them."""
@@ -248,6 +272,8 @@ class FineTuner:
         )
 
     def _tell(self, event: Event) -> None:
+        if not self.team.leads:
+            return
         for observer in list(self.observers):
             try:
                 observer(event)
@@ -255,16 +281,3 @@ class FineTuner:
                 self.observers.remove(observer)
                 log.exception("observer %r failed and is left out", observer)
         self.registry.tell(event)
-
-
-def check_supported(config: RunConfig) -> None:
-    """Refuse settings for several devices, which this version does not have.
-
-    Raises:
-        BadInput: such a setting differs from its default.
-    """
-    if config.devices != "1" or config.transport is not None or config.scheduler != "single":
-        raise BadInput(
-            "this version trains on one device: leave --devices, --transport and --scheduler out "
-            f"(found devices={config.devices}, transport={config.transport}, scheduler={config.scheduler})"
-        )

@@ -33,6 +33,7 @@ class Progress:
         stale: epochs since then.
         before: evaluation before training.
         backbone_samples: samples of this epoch for which the backbone ran.
+        bytes_sent: tensors that devices sent to each other in this epoch's steps.
     """
 
     epoch: int = 1
@@ -44,6 +45,7 @@ class Progress:
     stale: int = 0
     before: dict[str, float] | None = None
     backbone_samples: int = 0
+    bytes_sent: int = 0
 
 
 def save_checkpoint(

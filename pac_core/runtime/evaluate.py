@@ -17,6 +17,7 @@ from pac_core.generation import generate
 from pac_core.metrics import compute_metrics
 from pac_core.model import PacModel
 from pac_core.pieces import answer_text
+from pac_core.runtime.team import ALONE, Team
 from pac_core.taps import pad_segments
 
 
@@ -34,13 +35,19 @@ def evaluate(
     examples: Sequence[Example],
     batch_size: int,
     on_progress: Callable[[int], None] = lambda done: None,
+    team: Team = ALONE,
 ) -> Evaluation:
-    """Loss and metrics over ``examples``; perplexity for tasks that generate."""
+    """Loss and metrics over ``examples``; perplexity for tasks that generate.
+
+    Every device of ``team`` calls it with the same examples, works on its part, and is given the whole.
+    """
     was_training = model.training
     model.eval()
     predictions: list[Any] = [None] * len(examples)
-    loss, count, done = 0.0, 0, 0
-    for indices in length_batches(examples, batch_size):
+    loss, count, done = 0.0, 0.0, 0
+    batches = length_batches(examples, batch_size)
+    for number in team.share([sum(len(examples[i]) for i in batch) for batch in batches]):
+        indices = batches[number]
         batch = [examples[i] for i in indices]
         taps = model.reader.read(batch)
         outputs = None if model.task.generates else model.outputs(taps)
@@ -53,6 +60,9 @@ def evaluate(
         done += len(batch)
         on_progress(done)
     model.train(was_training)
+    if team.size > 1:
+        loss, count, *gathered = team.total([loss, count, *(prediction or 0 for prediction in predictions)])
+        predictions = list(map(int, gathered)) if model.task.kind == "classification" else gathered
     mean = loss / count
     if model.task.generates:
         return Evaluation({"loss": mean, "perplexity": float(np.exp(min(mean, 700.0)))}, [])

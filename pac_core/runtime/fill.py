@@ -17,6 +17,7 @@ from pac_core.files import read_json, write_json
 from pac_core.model import PacModel
 from pac_core.runtime.interrupt import StopFlag
 from pac_core.runtime.report import data_digest
+from pac_core.runtime.team import ALONE, Team
 
 CALIBRATION_SAMPLES = 1000
 
@@ -37,25 +38,45 @@ def prefill(
     examples: Sequence[Example],
     stop: StopFlag,
     on_progress: Callable[[int, int], None],
-    planned: Sequence[int] | None = None,
+    team: Team = ALONE,
+    planned: Sequence[int] = (),
 ) -> None:
-    """Put the entries of all examples into the cache, sorted by length, in large batches; ``planned`` as in
-    `pac_core.taps.TapReader.fill`.
+    """Put the entries of all examples into the cache, sorted by length, in large batches, each device its part of them.
+
+    Args:
+        on_progress: told of samples done, and to do, of this device's part.
+        planned: indices of the examples that a stopped fill had set out for; see `pac_core.taps.TapReader.fill`.
 
     Raises:
+        PeerLost: another device is gone; what was filled is flushed.
         KeyboardInterrupt: a stop was requested; what was filled is flushed, so the next run goes on from there.
         StoreFull: the cache has no room; what was filled stays.
     """
-    missing = len(model.reader.missing(examples))
+    chosen = team.agree(sorted({*planned, *model.reader.missing(examples)}), len(examples))
+    own = [examples[chosen[i]] for i in team.share([len(examples[i]) for i in chosen])]
+    missing = len(model.reader.missing(own))
     cache = model.reader.cache
     assert cache is not None
     try:
-        for done in model.reader.fill(examples, planned=planned):
+        for done in model.reader.fill(own, planned=range(len(own))):
             on_progress(min(done, missing), missing)
             if stop.requested:
                 raise KeyboardInterrupt
+            team.check()
     finally:
         cache.flush()
+    team.filled(cache, stop)
+
+
+def check_shared(model: PacModel, store: str, team: Team) -> None:
+    """Make sure that all devices see the cache.
+
+    Raises:
+        BadInput: it is each device's own; ``store`` names it.
+    """
+    cache = model.reader.cache
+    if team.size > 1 and cache is not None and not cache.shared:
+        raise BadInput(f"several devices share a cache on disk, but --store is {store}; choose disk, or one device")
 
 
 def planned_fill(model: PacModel, examples: Sequence[Example], path: Path, resume: bool) -> list[int]:

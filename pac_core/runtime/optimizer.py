@@ -107,7 +107,7 @@ def cut(size: int, micro_batch_size: int | None) -> list[list[int]]:
     >>> cut(5, 2)
     [[0, 1], [2, 3], [4]]
     """
-    step = micro_batch_size or size
+    step = micro_batch_size or max(size, 1)
     return [list(range(i, min(i + step, size))) for i in range(0, size, step)]
 
 

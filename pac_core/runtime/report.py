@@ -1,4 +1,4 @@
-"""What a run writes down: ``metrics.json`` and ``plan.json``."""
+"""What a run writes down: the adapter, ``metrics.json`` and ``plan.json``."""
 
 from __future__ import annotations
 
@@ -11,25 +11,34 @@ from importlib import metadata
 from typing import Any
 
 import numpy as np
+import torch
 
+from pac_core.adapter_files import write_adapter
 from pac_core.config import RunConfig
 from pac_core.examples import Example
 from pac_core.model import PacModel
 from pac_core.runtime.checkpoint import Progress
 from pac_core.runtime.load import Loaded
+from pac_core.runtime.team import Team
 
 NOT_IDENTITY = {"resume", "output", "cache", "generation", "eval", "early_stopping"}
 """Settings that may change between a stopped run and its resumption without changing the weights."""
 
 
-def single_plan(config: RunConfig, model: PacModel) -> dict[str, Any]:
-    """The plan of a run on one device: one stage with every layer."""
+def device_names(count: int) -> list[str]:
+    """Names of the devices of this machine, by rank."""
+    node = platform.node() or "local"
+    return [node] if count == 1 else [f"{node}/{rank}" for rank in range(count)]
+
+
+def single_plan(config: RunConfig, model: PacModel, devices: int) -> dict[str, Any]:
+    """The plan of a run whose devices all have the whole model: one stage with every layer."""
     micro = min(config.micro_batch_size or config.batch_size, config.batch_size)
     layers = {stream.name: [0, stream.layers] for stream in model.info.streams if stream.name in model.side.reads}
     return {
         "scheduler": "single",
         "backbone_dtype": str(model.info.dtype).removeprefix("torch."),
-        "stages": [{"devices": [platform.node() or "local"], "layers": layers}],
+        "stages": [{"devices": device_names(devices), "layers": layers}],
         "micro_batch_size": micro,
         "micro_batches": -(-config.batch_size // micro),
     }
@@ -64,12 +73,32 @@ def epoch_record(progress: Progress, train: Sequence[Example], metrics: dict[str
         "tokens": sum(map(len, train)),
         "backbone_samples": progress.backbone_samples,
         "cache_hits": max(len(train) - progress.backbone_samples, 0),
-        "bytes_sent": 0,
+        "bytes_sent": progress.bytes_sent,
         "eval": metrics,
     }
 
 
-def run_metrics(loaded: Loaded, progress: Progress, plan: dict[str, Any], final: dict[str, float]) -> dict[str, Any]:
+def device_reports(team: Team, model: PacModel, seconds: float) -> list[dict[str, Any]]:
+    """What ``metrics.json`` says of each device; at the leader. All devices call it.
+
+    Args:
+        seconds: since this device began; without those that it waited for others it was busy.
+    """
+    own = [torch.get_num_threads(), model.reader.counters.backbone_samples, seconds - team.waited]
+    kind = str(model.backbone.device)
+    return [
+        {"name": name, "kind": kind, "threads": int(threads), "samples_filled": int(filled), "seconds_busy": busy}
+        for name, (threads, filled, busy) in zip(device_names(team.size), team.reports(own))
+    ]
+
+
+def run_metrics(
+    loaded: Loaded,
+    progress: Progress,
+    plan: dict[str, Any],
+    final: dict[str, float],
+    devices: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
     """The content of ``metrics.json``."""
     return {
         "epochs": list(progress.records),
@@ -79,7 +108,7 @@ def run_metrics(loaded: Loaded, progress: Progress, plan: dict[str, Any], final:
         "trainable_params": loaded.model.trainable(),
         "cache": cache_record(loaded.model),
         "plan": plan,
-        "devices": [{"name": platform.node() or "local", "kind": str(loaded.model.backbone.device)}],
+        "devices": list(devices),
         "versions": versions(),
     }
 
@@ -107,3 +136,20 @@ def versions() -> dict[str, str]:
     """Versions of what the result depends on."""
     names = ("pac-core", "torch", "transformers", "numpy")
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+
+
+def save(config: RunConfig, loaded: Loaded) -> None:
+    """Write the adapter and the tokenizer's files to the output folder."""
+    model = loaded.model
+    loaded.tokenizer.save_pretrained(config.output)
+    write_adapter(
+        config.output,
+        model.side.config,
+        model.task,
+        model.info,
+        model.model_name,
+        model.state_dict(),
+        max_length=config.max_length,
+        columns=config.columns,
+        chat=loaded.chat if model.task.generates else None,
+    )

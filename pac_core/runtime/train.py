@@ -18,6 +18,7 @@ from pac_core.model import PacModel
 from pac_core.runtime.checkpoint import Progress, save_checkpoint
 from pac_core.runtime.interrupt import StopFlag
 from pac_core.runtime.optimizer import clip, cut, lr_factor, set_rates
+from pac_core.runtime.team import ALONE, Team
 
 CHECKPOINT_SECONDS = 60.0
 REPORT_SECONDS = 0.2
@@ -31,6 +32,7 @@ class Trainer:
         checkpoint: file that a stopped run resumes from.
         identity: what must agree to resume.
         on_step: told of progress, at most a few times a second: samples done and mean loss.
+        team: the devices that make every step together.
     """
 
     config: RunConfig
@@ -42,6 +44,7 @@ class Trainer:
     identity: dict[str, object]
     stop: StopFlag
     on_step: Callable[[Progress, int, float], None]
+    team: Team = ALONE
 
 
 def train_epoch(trainer: Trainer, progress: Progress) -> Progress:
@@ -51,17 +54,19 @@ def train_epoch(trainer: Trainer, progress: Progress) -> Progress:
 
     Raises:
         KeyboardInterrupt: a stop was requested; the checkpoint was written.
+        PeerLost: another device is gone.
     """
-    config, model = trainer.config, trainer.model
+    config, model, team = trainer.config, trainer.model, trainer.team
     batches = epoch_batches(trainer.examples, config, progress.epoch)
     model.train()
     rate = lr_factor(config.optimizer, trainer.steps_per_epoch * config.epochs)
     base = progress.backbone_samples - model.reader.counters.backbone_samples
+    unsent = progress.bytes_sent - team.bytes_sent
     done = sum(map(len, batches[: progress.step]))
     saved = shown = time.monotonic()
     began = time.perf_counter() - progress.seconds
     for batch, micro in steps(trainer, batches[progress.step :]):
-        seed_dropout(step_seed(config.seed, progress.epoch, progress.step))
+        seed_dropout(step_seed(config.seed, progress.epoch, progress.step, team.rank))
         loss = optimizer_step(
             trainer, batch, micro, rate(trainer.steps_per_epoch * (progress.epoch - 1) + progress.step)
         )
@@ -72,15 +77,17 @@ def train_epoch(trainer: Trainer, progress: Progress) -> Progress:
             loss_sum=progress.loss_sum + loss,
             seconds=time.perf_counter() - began,
             backbone_samples=base + model.reader.counters.backbone_samples,
+            bytes_sent=unsent + team.bytes_sent,
         )
         now = time.monotonic()
         if now - shown > REPORT_SECONDS:
             shown = now
             trainer.on_step(progress, done, progress.loss_sum / progress.step)
-        if trainer.stop.requested or now - saved > CHECKPOINT_SECONDS:
+        stops = team.stops(trainer.stop)
+        if team.leads and (stops or now - saved > CHECKPOINT_SECONDS):
             save_checkpoint(trainer.checkpoint, model, trainer.optimizer, progress, trainer.identity)
             saved = time.monotonic()
-        if trainer.stop.requested:
+        if stops:
             raise KeyboardInterrupt
     trainer.on_step(progress, done, progress.loss_sum / max(progress.step, 1))
     return progress
@@ -91,9 +98,10 @@ def epoch_batches(examples: Sequence[Example], config: RunConfig, epoch: int) ->
     return length_batches(examples, config.batch_size, generator=np.random.default_rng((config.seed, epoch)))
 
 
-def step_seed(seed: int, epoch: int, step: int) -> int:
-    """Seed of a step's dropout."""
-    return int(np.random.SeedSequence((seed, epoch, step)).generate_state(1)[0])
+def step_seed(seed: int, epoch: int, step: int, rank: int = 0) -> int:
+    """Seed of a step's dropout on a device."""
+    own = (rank,) if rank else ()
+    return int(np.random.SeedSequence((seed, epoch, step, *own)).generate_state(1)[0])
 
 
 def seed_dropout(seed: int) -> None:
@@ -108,12 +116,18 @@ Micro = tuple[Sequence[Example], dict[str, Taps]]
 
 
 def steps(trainer: Trainer, batches: Sequence[list[int]]) -> Iterator[tuple[list[Example], Iterator[Micro]]]:
-    """Each batch with an iterator over its micro-batches and their taps."""
-    parts = [[[b[i] for i in piece] for piece in cut(len(b), trainer.config.micro_batch_size)] for b in batches]
+    """Each batch with an iterator over the micro-batches of this device's part, and their taps."""
+    own = [_own(trainer, batch) for batch in batches]
+    parts = [[[b[i] for i in piece] for piece in cut(len(b), trainer.config.micro_batch_size)] for b in own]
     wanted = ([trainer.examples[i] for i in piece] for pieces in parts for piece in pieces)
     found = trainer.model.reader.read_each(wanted)
     for batch, pieces in zip(batches, parts):
         yield [trainer.examples[i] for i in batch], (next(found) for _ in pieces)
+
+
+def _own(trainer: Trainer, batch: Sequence[int]) -> list[int]:
+    """This device's part of a batch: as many tokens as any other's."""
+    return [batch[i] for i in trainer.team.share([len(trainer.examples[i]) for i in batch])]
 
 
 def _tokens(taps: dict[str, Taps]) -> int:
@@ -124,22 +138,28 @@ def _tokens(taps: dict[str, Taps]) -> int:
 
 
 def optimizer_step(trainer: Trainer, batch: Sequence[Example], micro: Iterator[Micro], rate: float) -> float:
-    """Accumulate the gradient of the batch's mean loss over its micro-batches, then step at ``rate`` times the peak
-    learning rate; returns the loss.
+    """Accumulate the gradient of the batch's mean loss over its micro-batches and over the team, then step at ``rate``
+    times the peak learning rate; returns the loss.
 
     However a batch is cut, the gradient is the same: parts weigh by the predictions they hold, and those without any
     are left out.
+
+    Args:
+        batch: the whole of it.
+        micro: this device's part of it.
     """
     model = trainer.model
     total, loss = model.learnt(batch), 0.0
     trainer.optimizer.zero_grad(set_to_none=False)
     for part, taps in micro:
-        if not model.learnt(part):
+        learnt = model.learnt(part)
+        if not learnt:
             continue
         with fast_products(_tokens(taps)):
-            scaled = model.loss(part, taps) * (model.learnt(part) / total)
+            scaled = model.loss(part, taps) * (learnt / total)
             scaled.backward()  # type: ignore[no-untyped-call]
         loss += scaled.item()
+    loss = trainer.team.reduce(trainer.optimizer, loss, trainer.stop.requested)
     clip(trainer.optimizer, trainer.config.optimizer.max_grad_norm)
     set_rates(trainer.optimizer, rate)
     trainer.optimizer.step()

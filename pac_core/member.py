@@ -1,0 +1,68 @@
+"""``python -m pac_core.member``: a process that takes part in a run which another one leads.
+
+See `pac_core.runtime.crew`. It is told what to do by a `Post` on its standard input, and ends when that is closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import threading
+from pathlib import Path
+
+import torch
+
+from pac_core.config import RunConfig
+from pac_core.errors import PacError
+from pac_core.finetune import FineTuner
+from pac_core.registry import Registry
+from pac_core.runtime.crew import READY, Post, connect
+from pac_core.runtime.team import Replicas
+
+
+def main() -> int:
+    """Take part; returns the exit status: that of `pac`, with the reason on stderr."""
+    post = Post(**json.loads(sys.stdin.buffer.readline()))
+    threading.Thread(target=_end_with_leader, args=(post,), daemon=True).start()
+    torch.set_num_threads(post.threads)
+    try:
+        take_part(post)
+    except PacError as error:
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def take_part(post: Post) -> None:
+    """Run as the device that ``post`` says.
+
+    Raises:
+        PacError: as `FineTuner.run`, or another device is gone.
+        KeyboardInterrupt: the run was stopped.
+    """
+    config, registry = RunConfig.build(post.config), Registry(blocked=post.blocked)
+
+    def team(fingerprint: str) -> Replicas:
+        sys.stdout.buffer.write(READY)
+        sys.stdout.buffer.flush()
+        return Replicas(stack.enter_context(connect(post, config.transport, fingerprint, registry)))
+
+    with contextlib.ExitStack() as stack:
+        FineTuner(config, registry=registry).run_in(team)
+
+
+def _end_with_leader(post: Post) -> None:
+    """End this process, wherever it is, once nobody holds the other end of its standard input."""
+    while os.read(0, 1024):
+        pass
+    shutil.rmtree(Path(post.addresses[0]).parent, ignore_errors=True)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

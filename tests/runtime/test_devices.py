@@ -1,0 +1,218 @@
+"""Runs over several processes of this machine: they end with one device's weights, and leave nothing behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pac_core.errors import BadInput, RunFailed
+from pac_core.events import EpochDone, StepDone
+from pac_core.runtime.crew import threads_each
+from pac_core.runtime.team import shares
+
+EXACT = {"dtype": "float64", "cache__dtype": "float64", "adapter__dropout": 0.0}
+
+NO_DROPOUT = "import torch\ntorch.nn.Dropout.forward = lambda self, values: values\n"
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: Any) -> Path:
+    """Where runs put the files that are to be gone in the end."""
+    folder = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))  # not below tmp_path: socket files want short names
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.fixture
+def no_dropout(tmp_path: Path, monkeypatch: Any) -> None:
+    """In the head as well, whose dropout is no setting; here and in the processes started from here."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(NO_DROPOUT)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, values: values)
+
+
+def left_behind(place: Path) -> list[str]:
+    """Files in ``place``, and processes of this one that take part in a run."""
+    return [*(str(path) for path in place.glob("pac-*")), *map(str, members())]
+
+
+def members() -> list[int]:
+    """Processes that this one has started to take part in a run."""
+    running = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return [int(p) for p in running if b"pac_core.member" in Path(f"/proc/{p}/cmdline").read_bytes()]
+
+
+def at(phase: type, when: Callable[[Any], bool], act: Callable[[], None]) -> Callable[[Any], None]:
+    """An observer that calls ``act`` once, at the first event that ``when`` picks."""
+    done: list[bool] = []
+
+    def observer(event: Any) -> None:
+        if isinstance(event, phase) and when(event) and not done:
+            done.append(True)
+            act()
+
+    return observer
+
+
+@pytest.mark.parametrize(("family", "count"), [("bert", 2), ("bert", 3), ("gpt2", 3), ("t5", 2)])
+def test_devices_end_with_the_weights_of_one(
+    run: Any, weights: Any, texts: Any, answers: Any, write: Any, tmp_path: Path, place: Path, no_dropout: None,
+    family: str, count: int,
+) -> None:  # fmt: skip
+    """Batches of uneven texts, a last one with fewer rows than devices, micro-batches, clipping, and evaluation."""
+    rows, held = (texts(25), texts(9, seed=1)) if family == "bert" else (answers(25), answers(9, seed=1))
+    given = {**EXACT, "family": family, "epochs": 3, "micro_batch_size": 3, "optimizer__max_grad_norm": 0.1,
+             "eval": write("eval.jsonl", held), "generation__eval_samples": 0}  # fmt: skip
+    one = run(rows, **given, output=tmp_path / "one", cache__dir=tmp_path / "cache-1")
+    several = run(rows, **given, devices=count)
+    for name, expected in weights(one).items():
+        torch.testing.assert_close(weights(several)[name], expected, rtol=1e-9, atol=1e-9, msg=name)
+    assert several.metrics["eval"] == pytest.approx(one.metrics["eval"], rel=1e-9)
+    for mine, expected in zip(several.metrics["epochs"], one.metrics["epochs"], strict=True):
+        assert mine["loss"] == pytest.approx(expected["loss"], rel=1e-9)
+        assert mine["bytes_sent"] > 0
+        assert mine["backbone_samples"] == expected["backbone_samples"]
+    devices = several.metrics["devices"]
+    assert several.metrics["plan"]["stages"][0]["devices"] == [device["name"] for device in devices]
+    assert len(devices) == count
+    assert {device["threads"] for device in devices} == {threads_each(count)}
+    assert sum(device["samples_filled"] for device in devices) == 25 + 9
+    assert min(device["samples_filled"] for device in devices) >= 34 // count - 4
+    assert min(device["seconds_busy"] for device in devices) > 0
+    assert left_behind(place) == []
+
+
+def test_a_stopped_run_leaves_nothing_behind_and_goes_on(
+    run: Any, weights: Any, tmp_path: Path, place: Path, texts: Any
+) -> None:
+    """With dropout: what is drawn depends on device, epoch and step."""
+    given = {"devices": 2, "epochs": 30, "batch_size": 4}
+    whole = run(**given, output=tmp_path / "whole", cache__dir=tmp_path / "whole-cache")
+    stopped: list[float] = []
+
+    def stop() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        stopped.append(time.monotonic())
+
+    stops = at(EpochDone, lambda event: event.record["epoch"] == 2, stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(**given, observers=[stops])
+    assert time.monotonic() - stopped[0] < 5
+    assert left_behind(place) == []
+    assert not (tmp_path / "output" / "metrics.json").exists()
+    resumed = run(**given, resume=True)
+    assert all(torch.equal(weights(resumed)[name], expected) for name, expected in weights(whole).items())
+    assert [e["bytes_sent"] for e in resumed.metrics["epochs"]] == [e["bytes_sent"] for e in whole.metrics["epochs"]]
+
+
+@pytest.mark.parametrize("phase", ["fill", "cached"])
+def test_a_killed_process_ends_the_run_in_one_line(
+    run: Any, weights: Any, tmp_path: Path, place: Path, phase: str
+) -> None:
+    given = {"devices": 2, "epochs": 4, "batch_size": 4}
+    killed: list[float] = []
+
+    def kill() -> None:
+        os.kill(members()[0], signal.SIGKILL)
+        killed.append(time.monotonic())
+
+    wanted = EpochDone if phase == "cached" else StepDone
+    kills = at(wanted, lambda event: phase == "fill" or event.record["epoch"] == 2, kill)
+    with pytest.raises(RunFailed, match=r"lost device 1: it was ended by SIGKILL; .* --resume goes on") as failed:
+        run(**given, observers=[kills])
+    assert time.monotonic() - killed[0] < 5
+    assert "\n" not in str(failed.value)
+    assert left_behind(place) == []
+    resumed = run(**given, resume=True)
+    whole = run(**given, output=tmp_path / "whole", cache__dir=tmp_path / "whole-cache")
+    for name, expected in weights(whole).items():  # a fill that goes on has other batches, so other roundings
+        torch.testing.assert_close(weights(resumed)[name], expected, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_ctrl_c_while_filling(run: Any, place: Path) -> None:
+    stops = at(StepDone, lambda event: event.phase == "fill", lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        run(devices=2, observers=[stops])
+    assert left_behind(place) == []
+    assert run(devices=2, resume=True).metrics["epochs"]
+
+
+LEADER = """
+import os, signal, sys, json
+from pac_core.config import RunConfig
+from pac_core.finetune import FineTuner
+from pac_core.events import EpochDone
+def kill(event):
+    if isinstance(event, EpochDone):
+        children = open(f"/proc/self/task/{os.getpid()}/children").read().split()
+        print(*children, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+FineTuner(RunConfig.build(json.loads(sys.argv[1])), observers=[kill]).run()
+"""
+
+
+def test_processes_end_with_a_killed_leader(config: Any, place: Path) -> None:
+    given = json.dumps(config(devices=2).plain())
+    environment = {**os.environ, "TMPDIR": str(place)}
+    done = subprocess.run(
+        [sys.executable, "-c", LEADER, given], stdout=subprocess.PIPE, text=True, timeout=200, env=environment
+    )
+    children = [Path(f"/proc/{p}") for p in done.stdout.split()]
+    assert done.returncode == -9
+    assert len(children) >= 1
+    until = time.monotonic() + 5
+    while any(child.exists() for child in children) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(child.exists() for child in children)
+    assert left_behind(place) == []
+
+
+def test_a_process_that_cannot_start_ends_the_run_with_its_reason(
+    run: Any, tmp_path: Path, place: Path, monkeypatch: Any
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text("import sys\nsys.exit('error: no memory')\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
+    with pytest.raises(RunFailed, match="lost device 1: "):
+        run(devices=2)
+    assert left_behind(place) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"devices": "0"}, "--devices 0"),
+        ({"devices": "cluster.yaml"}, "--devices cluster.yaml: this version takes a number of processes"),
+        ({"devices": 2, "scheduler": "other"}, "leave --scheduler out"),
+        ({"devices": 2, "fill": "train-while-fill"}, "fill the cache before epoch 1"),
+        ({"devices": 2, "cache__store": "memory"}, "several devices share a cache on disk, but --store is memory"),
+        ({"devices": 2, "transport": "locl"}, "did you mean 'local'"),
+        ({"devices": 2, "train": "nowhere.jsonl"}, "nowhere.jsonl"),
+    ],
+    ids=str,
+)
+def test_what_devices_cannot_do_is_refused(run: Any, place: Path, changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(BadInput, match=told):
+        run(**changes)
+    assert left_behind(place) == []
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shares_weigh_nearly_the_same(count: int) -> None:
+    weights = [(7 * i) % 13 + 1 for i in range(40)]
+    parts = shares(weights, count)
+    assert sorted(i for part in parts for i in part) == list(range(40))
+    assert all(part == sorted(part) for part in parts)
+    loads = [sum(weights[i] for i in part) for part in parts]
+    assert max(loads) - min(loads) <= max(weights)
+    assert shares([], count) == [[]] * count
