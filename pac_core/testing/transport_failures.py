@@ -121,11 +121,11 @@ class FailureTests:
             t.barrier()
             if t.rank == 1:
                 time.sleep(6)
+                t.isend(0, numbered(0)).wait()
             else:
                 t.irecv(1, tag()).wait()
             assert not t.lost()
-            if t.rank == 1:
-                t.isend(0, numbered(0)).wait()
+            t.barrier()  # a peer that has closed counts as lost
 
         self.run(tmp_path, 2, body, silence=4.0)
 
@@ -142,6 +142,7 @@ class FailureTests:
                 assert not t.lost()
             else:
                 t.isend(0, numbered(3)).wait()
+            t.barrier()
 
         self.run(tmp_path, 2, body, silence=2.5)
 
