@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pac_core.batches import Dataset
 from pac_core.config import RunConfig
 from pac_core.errors import RunFailed, TransportError
 from pac_core.events import CheckpointSaved, EpochDone, Event, RunFinished, RunStarted, StepDone
@@ -29,13 +30,14 @@ from pac_core.runtime.checkpoint import (
 )
 from pac_core.runtime.crew import Crew, device_count
 from pac_core.runtime.evaluate import evaluate, generated_metrics
-from pac_core.runtime.fill import Filled, calibrate, check_shared, planned_fill, prefill, release
+from pac_core.runtime.fill import Filled, calibrate, planned_fill, prefill, release
 from pac_core.runtime.interrupt import StopFlag
-from pac_core.runtime.load import Loaded, load, open_backbone
-from pac_core.runtime.optimizer import make_optimizer
+from pac_core.runtime.job import hand_out, take
+from pac_core.runtime.load import Loaded, Source, load, open_backbone
+from pac_core.runtime.optimizer import make_optimizer, moments, set_moments
 from pac_core.runtime.report import device_reports, epoch_record, run_identity, run_metrics, save, single_plan
 from pac_core.runtime.team import ALONE, Replicas, Team
-from pac_core.runtime.train import Trainer, epoch_batches, train_epoch
+from pac_core.runtime.train import Trainer, train_epoch
 
 Observer = Callable[[Event], None]
 
@@ -49,6 +51,15 @@ class RunResult:
     output: Path
     metrics: dict[str, Any]
     model: PacModel
+
+
+@dataclass(frozen=True, eq=False)
+class Assigned:
+    """What a run works on, and which device on what of it."""
+
+    loaded: Loaded
+    train: Dataset
+    eval: Dataset
 
 
 class FineTuner:
@@ -82,39 +93,44 @@ class FineTuner:
         count = device_count(self.config)
         check_writable(self.config.output)
         if count == 1:
-            return self.run_in(lambda fingerprint: ALONE)
+            return self._run(load(self.config, self.registry))
         with Crew(self.config, count, self.registry) as crew:
             try:
-                return self.run_in(lambda fingerprint: Replicas(crew.connect(fingerprint)))
+                loaded = load(self.config, self.registry)
+                self.team = Replicas(crew.connect())
+                hand_out(self.team.transport, loaded)
+                return self._run(loaded)
             except TransportError as error:
                 raise crew.explain(error) from error
 
-    def run_in(self, team: Callable[[str], Team]) -> RunResult:
-        """Be one of the devices of a run; errors as in `run`.
-
-        Args:
-            team: connects with the others, given the backbone's fingerprint.
-
-        Returns:
-            The result, with metrics at the leader only.
+    def take_part(self, team: Replicas) -> None:
+        """Be a device of a run that another one leads.
 
         Raises:
             PeerLost: another device is gone.
+            BadInput, RunFailed, KeyboardInterrupt: as `run`.
         """
-        loaded = load(self.config, self.registry)
-        self.team, self._began = team(loaded.model.info.fingerprint), time.perf_counter()
-        plan = single_plan(self.config, loaded.model, self.team.size)
-        loaded.model.reader.reopen = partial(open_backbone, self.config.model, loaded.model.info.dtype, self.registry)
+        self.team = team
+        self._run(take(team.transport, self.config, self.registry))
+
+    def _run(self, loaded: Loaded) -> RunResult:
+        """All steps after loading; the result has metrics at the leader only."""
+        model, config, team = loaded.model, self.config, self.team
+        self._began = time.perf_counter()
+        plan = single_plan(config, model, team.size)
+        train, held_out = (team.share_out(data, config.batch_size, config.seed) for data in (loaded.train, loaded.eval))
+        work = Assigned(loaded, train, held_out)
+        model.reader.reopen = partial(open_backbone, model.model_name, model.info.dtype, self.registry)
         try:
-            check_shared(loaded.model, self.config.cache.store, self.team)
-            self._check_resumable(loaded)
-            self._tell(RunStarted(self.config.plain(), loaded.model.trainable(), loaded.truncated))
+            if team.leads:
+                self._check_resumable(loaded)
+            self._tell(RunStarted(config.plain(), model.trainable(), loaded.source.truncated if loaded.source else 0))
             with StopFlag() as stop:
-                filled = self._fill(loaded, stop)
-                progress = self._train(loaded, filled, stop)
-            return self._finish(loaded, progress, plan)
+                filled = self._fill(work, stop)
+                progress = self._train(work, filled, stop)
+            return self._finish(work, progress, plan)
         finally:
-            loaded.model.reader.close()
+            model.reader.close()
 
     def _check_resumable(self, loaded: Loaded) -> None:
         """Refuse a checkpoint that cannot be gone on from before anything that takes long is done."""
@@ -124,8 +140,9 @@ class FineTuner:
             if best.exists():
                 read_tensors(best, "the best weights so far; run without --resume to start anew")
 
-    def _fill(self, loaded: Loaded, stop: StopFlag) -> Filled:
+    def _fill(self, work: Assigned, stop: StopFlag) -> Filled:
         """Run the backbone ahead of training, unless epoch 1 is to do so as it goes."""
+        loaded, team = work.loaded, self.team
         model = loaded.model
         began, before = time.perf_counter(), model.reader.counters.backbone_samples
         ahead = self.config.fill != "train-while-fill"
@@ -135,34 +152,47 @@ class FineTuner:
 
         if ahead:
             path = self.checkpoint / FILL_NAME
-            planned = planned_fill(model, loaded.train, path, self.config.resume) if self.team.leads else ()
-            prefill(model, loaded.train, stop, on_progress, self.team, planned)
-        calibrate(model, loaded.train)
-        (samples,) = self.team.total([model.reader.counters.backbone_samples - before])
+            planned = planned_fill(model, loaded.train, path, self.config.resume) if team.leads else ()
+            prefill(model, work.train, stop, on_progress, team, planned)
+        calibrate(model, loaded.train, team)
+        (samples,) = team.total([model.reader.counters.backbone_samples - before])
         filled = Filled(time.perf_counter() - began, int(samples))
         if ahead:
-            prefill(model, loaded.eval, stop, on_progress, self.team)
-            self._release(loaded)
+            prefill(model, work.eval, stop, on_progress, team)
+            self._release(work)
         return filled
 
-    def _train(self, loaded: Loaded, filled: Filled, stop: StopFlag) -> Progress:
+    def _train(self, work: Assigned, filled: Filled, stop: StopFlag) -> Progress:
         """All epochs, from the checkpoint if one is to be resumed; leaves the best weights in the model."""
-        trainer = self._trainer(loaded, stop)
-        self.team.align(trainer.model)
+        trainer = self._trainer(work, stop)
         best = self.checkpoint / BEST_NAME
-        if self.config.resume and trainer.checkpoint.exists():
-            progress = load_checkpoint(trainer.checkpoint, trainer.model, trainer.optimizer, trainer.identity)
-        else:
+        progress = self._resumed(trainer)
+        if progress is None:
             self._forget_older()
-            before = self._evaluate(loaded, 0) if loaded.eval else None
+            before = self._evaluate(work, 0) if work.loaded.eval else None
             progress = Progress(seconds=filled.seconds, backbone_samples=filled.backbone_samples, before=before)
-        self.team.meet(stop)  # the leader may write the checkpoint only once all have read it
         while progress.epoch <= self.config.epochs and not self._out_of_patience(progress):
-            progress = self._epoch(loaded, trainer, train_epoch(trainer, progress))
-        self.team.meet(stop)  # the leader has written the best weights
-        if progress.best is not None and best.exists():
-            trainer.model.load_state_dict(read_tensors(best, "the best weights so far"))
+            progress = self._epoch(work, trainer, train_epoch(trainer, progress))
+        if progress.best is not None:
+            if self.team.leads and best.exists():
+                trainer.model.load_state_dict(read_tensors(best, "the best weights so far"))
+            self.team.align(trainer.model)
         return progress
+
+    def _resumed(self, trainer: Trainer) -> Progress | None:
+        """Where a run to be resumed stands, with its model and optimiser, at every device; None without one."""
+        model, optimizer = trainer.model, trainer.optimizer
+        progress: Progress | None = None
+        if self.team.leads and self.config.resume and trainer.checkpoint.exists():
+            progress = load_checkpoint(trainer.checkpoint, model, optimizer, trainer.identity)
+        self.team.align(model)
+        plain = {"progress": None if progress is None else vars(progress)}
+        plain, tensors = self.team.from_leader(plain, moments(model, optimizer))
+        if plain["progress"] is None:
+            return None
+        if tensors and not self.team.leads:
+            set_moments(model, optimizer, tensors)
+        return Progress.of(plain["progress"])
 
     def _forget_older(self) -> None:
         """Remove the checkpoint of an older run, which this one is not to be resumed from."""
@@ -170,8 +200,9 @@ class FineTuner:
             (self.checkpoint / BEST_NAME).unlink(missing_ok=True)
             (self.checkpoint / STATE_NAME).unlink(missing_ok=True)
 
-    def _trainer(self, loaded: Loaded, stop: StopFlag) -> Trainer:
-        config, model = self.config, loaded.model
+    def _trainer(self, work: Assigned, stop: StopFlag) -> Trainer:
+        config, loaded = self.config, work.loaded
+        model = loaded.model
 
         def on_step(now: Progress, done: int, loss: float) -> None:
             phase = "cached" if model.backbone.released else "fill"
@@ -182,25 +213,25 @@ class FineTuner:
             config=config,
             model=model,
             optimizer=make_optimizer(model, config.optimizer),
-            examples=loaded.train,
-            steps_per_epoch=len(epoch_batches(loaded.train, config, 1)),
+            data=work.train,
+            steps_per_epoch=-(-len(loaded.train) // config.batch_size),
             checkpoint=self.checkpoint / STATE_NAME,
-            identity=run_identity(config, loaded),
+            identity=run_identity(config, loaded) if self.team.leads else {},
             stop=stop,
             on_step=on_step,
             team=self.team,
         )
 
-    def _epoch(self, loaded: Loaded, trainer: Trainer, progress: Progress) -> Progress:
+    def _epoch(self, work: Assigned, trainer: Trainer, progress: Progress) -> Progress:
         """Close an epoch: evaluate, keep the best weights, write the checkpoint."""
-        model = loaded.model
+        model = work.loaded.model
         assert model.reader.cache is not None
         model.reader.cache.flush()
         self._check_finite(progress.epoch, progress.loss_sum)
-        metrics = self._evaluate(loaded, progress.epoch) if loaded.eval else {}
+        metrics = self._evaluate(work, progress.epoch) if work.loaded.eval else {}
         self._check_finite(progress.epoch, metrics.get("loss", 0.0))
-        self._release(loaded)
-        record = epoch_record(progress, loaded.train, metrics)
+        self._release(work)
+        record = epoch_record(progress, work.loaded.train, metrics)
         value = watched(metrics)
         better = value is not None and (progress.best is None or value > progress.best)
         if better and self.team.leads:
@@ -226,49 +257,54 @@ class FineTuner:
                 f"{self.config.optimizer.lr:g}"
             )
 
-    def _release(self, loaded: Loaded) -> None:
+    def _release(self, work: Assigned) -> None:
         """Free the backbone once the cache holds everything; say so if it cannot be freed."""
-        if not loaded.model.backbone.released and not release(loaded.model, [*loaded.train, *loaded.eval]):
+        model, rank = work.loaded.model, self.team.rank
+        own = [data.examples[i] for data in (work.train, work.eval) for i in data.of(rank)]
+        if not model.backbone.released and not release(model, own):
             log.warning("the cache could not hold every sample, so the backbone stays in memory and runs again")
 
-    def _evaluate(self, loaded: Loaded, epoch: int) -> dict[str, float]:
-        def on_progress(done: int) -> None:
-            done = min(done * self.team.size, len(loaded.eval))
-            self._tell(StepDone(epoch, "evaluate", done, len(loaded.eval), None, done))
+    def _evaluate(self, work: Assigned, epoch: int) -> dict[str, float]:
+        total = len(work.loaded.eval)
 
-        return evaluate(loaded.model, loaded.eval, self.config.batch_size, on_progress, self.team).metrics
+        def on_progress(done: int) -> None:
+            done = min(done * self.team.size, total)
+            self._tell(StepDone(epoch, "evaluate", done, total, None, done))
+
+        return evaluate(work.loaded.model, work.eval, on_progress, self.team).metrics
 
     def _out_of_patience(self, progress: Progress) -> bool:
         patience = self.config.early_stopping
         return patience is not None and progress.best is not None and progress.stale >= patience
 
-    def _finish(self, loaded: Loaded, progress: Progress, plan: dict[str, Any]) -> RunResult:
+    def _finish(self, work: Assigned, progress: Progress, plan: dict[str, Any]) -> RunResult:
         """Evaluate the best weights, generate answers where the task is text, save everything."""
-        output, model = self.config.output, loaded.model
-        final = self._evaluate(loaded, progress.epoch) if loaded.eval else {}
+        output, loaded = self.config.output, work.loaded
+        model, source = loaded.model, loaded.source
+        final = self._evaluate(work, progress.epoch) if loaded.eval else {}
         devices = device_reports(self.team, model, time.perf_counter() - self._began)
-        if not self.team.leads:
+        if source is None:
             return RunResult(output, {}, model)
-        save(self.config, loaded)
+        save(self.config, model, source)
         if model.task.generates and loaded.eval and self.config.generation.eval_samples:
-            final |= self._generated(loaded)
+            final |= self._generated(model, source)
         metrics = run_metrics(loaded, progress, plan, final, devices)
         write_json(output / "plan.json", plan)
         write_json(output / "metrics.json", metrics)
         self._tell(RunFinished(metrics))
         return RunResult(output, metrics, model)
 
-    def _generated(self, loaded: Loaded) -> dict[str, float]:
+    def _generated(self, model: PacModel, source: Source) -> dict[str, float]:
         """Scores of generated answers; the backbone is loaded again for them."""
-        model, settings = loaded.model, self.config.generation
+        settings = self.config.generation
         model.reader.need_backbone("answers are to be generated")
-        chosen = loaded.eval_samples[: settings.eval_samples]
+        chosen = source.eval_samples[: settings.eval_samples]
 
         def on_progress(done: int) -> None:
             self._tell(StepDone(self.config.epochs, "generate", done, len(chosen), None, 0))
 
         return generated_metrics(
-            model, loaded.encoder, chosen, settings, seed=self.config.seed, on_progress=on_progress
+            model, source.encoder, chosen, settings, seed=self.config.seed, on_progress=on_progress
         )
 
     def _tell(self, event: Event) -> None:

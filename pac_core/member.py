@@ -5,7 +5,6 @@ See `pac_core.runtime.crew`. It is told what to do by a `Post` on its standard i
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -46,14 +45,10 @@ def take_part(post: Post) -> None:
         KeyboardInterrupt: the run was stopped.
     """
     config, registry = RunConfig.build(post.config), Registry(blocked=post.blocked)
-
-    def team(fingerprint: str) -> Replicas:
-        sys.stdout.buffer.write(READY)
-        sys.stdout.buffer.flush()
-        return Replicas(stack.enter_context(connect(post, config.transport, fingerprint, registry)))
-
-    with contextlib.ExitStack() as stack:
-        FineTuner(config, registry=registry).run_in(team)
+    sys.stdout.buffer.write(READY)
+    sys.stdout.buffer.flush()
+    with connect(post, config.transport, registry) as transport:
+        FineTuner(config, registry=registry).take_part(Replicas(transport))
 
 
 def _end_with_leader(post: Post) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -46,6 +47,11 @@ class Progress:
     before: dict[str, float] | None = None
     backbone_samples: int = 0
     bytes_sent: int = 0
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Self:
+        """From ``vars()`` that went through JSON."""
+        return cls(**{**plain, "records": tuple(plain["records"])})
 
 
 def save_checkpoint(
@@ -89,8 +95,7 @@ def load_checkpoint(
             _, index, key = name.split(".")
             state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    progress = meta["progress"]
-    return Progress(**{**progress, "records": tuple(progress["records"])})
+    return Progress.of(meta["progress"])
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

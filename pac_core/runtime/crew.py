@@ -24,6 +24,7 @@ from pac_core.config import RunConfig
 from pac_core.contracts.transport import Peer, Transport, TransportOptions
 from pac_core.errors import BadInput, PeerLost, RunFailed, TransportError
 from pac_core.registry import Registry
+from pac_core.runtime.job import PATIENCE
 
 READY = b"ready\n"
 """What a process writes to its standard output once it has loaded and is about to connect."""
@@ -31,7 +32,9 @@ READY = b"ready\n"
 GRACE_SECONDS = 3.0
 """How long a process may take to end when it is told to, before it is killed."""
 
-CONNECT_SECONDS = 300.0
+END_SECONDS = 300.0
+
+SILENCE_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,6 @@ def device_count(config: RunConfig) -> int:
             "this version gives every device the whole model: leave --scheduler out, and --transport unless --devices "
             f"is above 1 (found devices={config.devices}, transport={config.transport}, scheduler={config.scheduler})"
         )
-    if count > 1 and config.fill == "train-while-fill":
-        raise BadInput("several devices fill the cache before epoch 1: leave fill=train-while-fill out, or --devices")
     return count
 
 
@@ -78,21 +79,19 @@ def threads_each(count: int) -> int:
     return max(cores // count, 1)
 
 
-def connect(post: Post, transport: str | None, fingerprint: str, registry: Registry) -> Transport:
+def connect(post: Post, transport: str | None, registry: Registry) -> Transport:
     """Connect with the other devices; returns once all are there.
 
     Args:
         transport: registered name; ``local`` if None.
-        fingerprint: of the backbone, on which all must agree.
 
     Raises:
         UnknownPlugin, Refused, TransportTimeout: as the transport contract says.
     """
-    terms = {"pac": metadata.version("pac-core"), "model": fingerprint}
     peers = [Peer(address) for address in post.addresses]
     factory = registry.get("transports", transport or "local")
-    options = TransportOptions(post.rank, peers, terms, timeout=CONNECT_SECONDS, silence=2 * CONNECT_SECONDS)
-    made: Transport = factory(options)
+    terms = {"pac": metadata.version("pac-core")}
+    made: Transport = factory(TransportOptions(post.rank, peers, terms, timeout=PATIENCE, silence=SILENCE_SECONDS))
     return made
 
 
@@ -129,9 +128,9 @@ class Crew:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end(CONNECT_SECONDS if error is None else 0.0)
+        self._end(END_SECONDS if error is None else 0.0)
 
-    def connect(self, fingerprint: str) -> Transport:
+    def connect(self) -> Transport:
         """Connect with all processes, once each is ready; errors as in `connect`.
 
         Raises:
@@ -141,7 +140,7 @@ class Crew:
             assert process.stdout is not None
             if process.stdout.readline() != READY:
                 raise self.explain(PeerLost(rank, "it ended"))
-        self._transport = connect(self._posts[0], self.config.transport, fingerprint, self.registry)
+        self._transport = connect(self._posts[0], self.config.transport, self.registry)
         return self._transport
 
     def explain(self, error: TransportError) -> RunFailed:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pac_core.batches import Dataset
 from pac_core.config import GenerationConfig
 from pac_core.data import Sample
 from pac_core.encoding import Encoder
@@ -32,22 +33,22 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     model: PacModel,
-    examples: Sequence[Example],
-    batch_size: int,
+    data: Dataset,
     on_progress: Callable[[int], None] = lambda done: None,
     team: Team = ALONE,
 ) -> Evaluation:
-    """Loss and metrics over ``examples``; perplexity for tasks that generate.
+    """Loss and metrics over the samples; perplexity for tasks that generate.
 
-    Every device of ``team`` calls it with the same examples, works on its part, and is given the whole.
+    Every device of ``team`` calls it, works on its own samples, and is given the whole.
     """
     was_training = model.training
     model.eval()
+    examples = data.examples
     predictions: list[Any] = [None] * len(examples)
     loss, count, done = 0.0, 0.0, 0
-    batches = length_batches(examples, batch_size)
-    for number in team.share([sum(len(examples[i]) for i in batch) for batch in batches]):
-        indices = batches[number]
+    own = data.of(team.rank)
+    for places in length_batches([examples[i] for i in own], data.batch_size):
+        indices = [own[place] for place in places]
         batch = [examples[i] for i in indices]
         taps = model.reader.read(batch)
         outputs = None if model.task.generates else model.outputs(taps)

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from pac_core.batches import Dataset
 from pac_core.contracts.adapter import Taps
 from pac_core.errors import BadInput
 from pac_core.examples import Example
@@ -35,28 +37,32 @@ class Filled:
 
 def prefill(
     model: PacModel,
-    examples: Sequence[Example],
+    data: Dataset,
     stop: StopFlag,
     on_progress: Callable[[int, int], None],
     team: Team = ALONE,
     planned: Sequence[int] = (),
 ) -> None:
-    """Put the entries of all examples into the cache, sorted by length, in large batches, each device its part of them.
+    """Put the entries of all samples into the caches of the devices that work on them: those that another device has
+    are brought, the backbone runs for the rest, sorted by length, in large batches.
 
     Args:
         on_progress: told of samples done, and to do, of this device's part.
-        planned: indices of the examples that a stopped fill had set out for; see `pac_core.taps.TapReader.fill`.
+        planned: at the leader, samples that a stopped fill had set out for; see `pac_core.taps.TapReader.fill`.
 
     Raises:
         PeerLost: another device is gone; what was filled is flushed.
         KeyboardInterrupt: a stop was requested; what was filled is flushed, so the next run goes on from there.
         StoreFull: the cache has no room; what was filled stays.
     """
-    chosen = team.agree(sorted({*planned, *model.reader.missing(examples)}), len(examples))
-    own = [examples[chosen[i]] for i in team.share([len(examples[i]) for i in chosen])]
-    missing = len(model.reader.missing(own))
     cache = model.reader.cache
     assert cache is not None
+    total = len(data.examples)
+    nobody = (~team.held(model.reader.missing(data.examples), total).any(0)).nonzero()[:, 0].tolist()
+    given, _ = team.from_leader({"planned": list(planned)}, {})
+    chosen = {*given["planned"], *nobody}
+    own = [data.examples[i] for i in data.of(team.rank) if i in chosen]
+    missing = len(model.reader.missing(own))
     try:
         for done in model.reader.fill(own, planned=range(len(own))):
             on_progress(min(done, missing), missing)
@@ -66,17 +72,7 @@ def prefill(
     finally:
         cache.flush()
     team.filled(cache, stop)
-
-
-def check_shared(model: PacModel, store: str, team: Team) -> None:
-    """Make sure that all devices see the cache.
-
-    Raises:
-        BadInput: it is each device's own; ``store`` names it.
-    """
-    cache = model.reader.cache
-    if team.size > 1 and cache is not None and not cache.shared:
-        raise BadInput(f"several devices share a cache on disk, but --store is {store}; choose disk, or one device")
+    team.bring(cache, model.reader.taps, data, team.held(model.reader.missing(data.examples), total))
 
 
 def planned_fill(model: PacModel, examples: Sequence[Example], path: Path, resume: bool) -> list[int]:
@@ -93,10 +89,17 @@ def planned_fill(model: PacModel, examples: Sequence[Example], path: Path, resum
     return missing
 
 
-def calibrate(model: PacModel, examples: Sequence[Example]) -> None:
-    """Set the model's scales from samples evenly spaced, and all regression targets."""
+def calibrate(model: PacModel, examples: Sequence[Example], team: Team = ALONE) -> None:
+    """Set the leader's scales from samples evenly spaced, and all regression targets; `Team.align` hands them on.
+
+    Raises:
+        PeerLost: another device is gone.
+    """
     step = max(len(examples) // (CALIBRATION_PAIRS if model.task.apart else CALIBRATION_SAMPLES), 1)
     chosen = list(examples[::step])
+    _bring_to_leader(model, chosen, team)
+    if not team.leads:
+        return
     last = model.side.target
     taps = []
     for start in range(0, len(chosen), 64):
@@ -106,6 +109,14 @@ def calibrate(model: PacModel, examples: Sequence[Example]) -> None:
     if model.task.kind == "regression":
         targets = torch.tensor([float(e.target) for e in examples if isinstance(e.target, int | float)])
     model.calibrate(taps, targets)
+
+
+def _bring_to_leader(model: PacModel, examples: Sequence[Example], team: Team) -> None:
+    cache = model.reader.cache
+    if team.size > 1 and cache is not None:
+        nobody = np.zeros(len(examples), np.int64)
+        held = team.held(model.reader.missing(examples), len(examples))
+        team.bring(cache, model.reader.taps, Dataset(examples, nobody, nobody, 1), held)
 
 
 def release(model: PacModel, examples: Sequence[Example]) -> bool:

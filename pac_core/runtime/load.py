@@ -24,27 +24,38 @@ from pac_core.tasks import target_stream
 
 
 @dataclass(frozen=True, eq=False)
+class Source:
+    """The data as text; only the leader of a run has it.
+
+    Attributes:
+        tokenizer: the backbone's.
+        encoder: turns further samples into examples the same way.
+        eval_samples: the evaluation data, for generated answers.
+        truncated: samples of training and evaluation data that were cut to the longest length.
+        chat: whether the training samples are chats.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    encoder: Encoder
+    eval_samples: list[Sample]
+    truncated: int
+    chat: bool
+
+
+@dataclass(frozen=True, eq=False)
 class Loaded:
     """What a run works on.
 
     Attributes:
         model: backbone, side network, head and cache.
-        tokenizer: the backbone's.
         train, eval: tokenised data; ``eval`` is empty without an evaluation file.
-        eval_samples: the evaluation data as text, for generated answers.
-        encoder: turns further samples into examples the same way.
-        truncated: samples of ``train`` and ``eval`` that were cut to the longest length.
-        chat: whether the training samples are chats.
+        source: see `Source`; None on a device that another one leads.
     """
 
     model: PacModel
-    tokenizer: PreTrainedTokenizerBase
     train: list[Example]
     eval: list[Example]
-    eval_samples: list[Sample]
-    encoder: Encoder
-    truncated: int
-    chat: bool
+    source: Source | None
 
     @property
     def task(self) -> Task:
@@ -77,12 +88,19 @@ def load(config: RunConfig, registry: Registry) -> Loaded:
     truncated = encoder.truncated
     evaluation = encoder(eval_samples)
     truncated += encoder.truncated
+    source = Source(tokenizer, encoder, eval_samples, truncated, samples[0].messages is not None)
+    return Loaded(attach(config, backbone, task, registry), train, evaluation, source)
+
+
+def attach(config: RunConfig, backbone: Backbone, task: Task, registry: Registry) -> PacModel:
+    """A backbone with a fresh side network, and the cache of the run.
+
+    Raises:
+        BadInput: as `open_cache`, or the adapter does not fit the backbone.
+    """
     torch.manual_seed(config.seed)
     side = registry.get("adapters", config.adapter.name)(backbone, config.adapter, target_stream(backbone.info, task))
-    cache = open_cache(config, backbone, registry)
-    model = PacModel(backbone, side, task, cache=cache, model_name=config.model)
-    chat = samples[0].messages is not None
-    return Loaded(model, tokenizer, train, evaluation, eval_samples, encoder, truncated, chat)
+    return PacModel(backbone, side, task, cache=open_cache(config, backbone, registry), model_name=config.model)
 
 
 def backbone_dtype(config: RunConfig, samples: Sequence[Sample]) -> torch.dtype:

@@ -18,7 +18,7 @@ from pac_core.config import RunConfig
 from pac_core.examples import Example
 from pac_core.model import PacModel
 from pac_core.runtime.checkpoint import Progress
-from pac_core.runtime.load import Loaded
+from pac_core.runtime.load import Loaded, Source
 from pac_core.runtime.team import Team
 
 NOT_IDENTITY = {"resume", "output", "cache", "generation", "eval", "early_stopping"}
@@ -138,10 +138,9 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
-def save(config: RunConfig, loaded: Loaded) -> None:
+def save(config: RunConfig, model: PacModel, source: Source) -> None:
     """Write the adapter and the tokenizer's files to the output folder."""
-    model = loaded.model
-    loaded.tokenizer.save_pretrained(config.output)
+    source.tokenizer.save_pretrained(config.output)
     write_adapter(
         config.output,
         model.side.config,
@@ -151,5 +150,5 @@ def save(config: RunConfig, loaded: Loaded) -> None:
         model.state_dict(),
         max_length=config.max_length,
         columns=config.columns,
-        chat=loaded.chat if model.task.generates else None,
+        chat=source.chat if model.task.generates else None,
     )

@@ -20,6 +20,7 @@ from pac_core.model import PacModel
 from pac_core.registry import Registry
 from pac_core.runtime.evaluate import evaluate, generate_texts, generated_metrics, predict
 from pac_core.runtime.load import open_backbone
+from pac_core.runtime.team import ALONE
 from pac_core.taps import pad_segments
 
 
@@ -76,7 +77,7 @@ class OpenAdapter:
     def score(self, data: str, *, batch_size: int = 32, max_new_tokens: int = 64) -> dict[str, float]:
         """Metrics on a data file with labels or answers."""
         samples = read_samples(data, columns=self.columns)
-        metrics = evaluate(self.model, self.encoder(samples), batch_size).metrics
+        metrics = evaluate(self.model, ALONE.share_out(self.encoder(samples), batch_size, 0)).metrics
         if self.model.task.generates:
             settings = GenerationConfig(max_new_tokens=max_new_tokens)
             metrics |= generated_metrics(self.model, self.encoder, samples, settings)

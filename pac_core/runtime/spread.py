@@ -53,6 +53,7 @@ def spread_entries(
     examples: Sequence[Example],
     owners: Sequence[int],
     *,
+    sources: Sequence[int] | None = None,
     timeout: float | None = None,
 ) -> list[int]:
     """Bring the whole entries of each sample to its owner. Every device calls it with the same samples and owners.
@@ -63,6 +64,7 @@ def spread_entries(
     Args:
         examples: the whole data set.
         owners: for each example the rank that is to have it.
+        sources: for each example the one rank that sends what it has of it; all do if None.
 
     Returns:
         Indices of this device's own examples that could not be made whole, since an entry was missing or damaged: the
@@ -83,13 +85,13 @@ def spread_entries(
             coming[turn + 1] = _post(transport, others, turn + 1)
         for rank in others:
             if turn < len(lines[rank]):
-                message = Message(
-                    Tag("entries", 0, turn), {}, _held(holding.share, streams, examples, lines[rank][turn])
-                )
+                chunk = lines[rank][turn]
+                mine = [i for i in chunk if sources is None or sources[i] == transport.rank]
+                message = Message(Tag("entries", 0, turn), {}, _held(holding.share, streams, examples, chunk, mine))
                 sends.append(transport.isend(rank, message, timeout=timeout))
         if turn < len(own):
             pieces: dict[int, Mapping[str, Tensor]] = {
-                transport.rank: _held(holding.share, streams, examples, own[turn])
+                transport.rank: _held(holding.share, streams, examples, own[turn], own[turn])
             }
             pieces |= {rank: work.wait(timeout).tensors for rank, work in zip(others, coming.pop(turn), strict=True)}
             absent += _put(plan, holding, examples, own[turn], pieces)
@@ -110,30 +112,30 @@ def spread_state(
     number, place = plan.place(transport.rank)
     sends = []
     if place == 0:
-        messages = _in_messages(number, {name: tensor.detach() for name, tensor in state.items()})
+        messages = in_messages(Tag("state", number), {name: tensor.detach() for name, tensor in state.items()})
         others = [rank for rank in range(transport.size) if rank not in plan.group(number)]
         sends = [transport.isend(rank, message, timeout=timeout) for message in messages for rank in others]
     found: dict[str, Tensor] = {}
     for stage in range(len(plan.stages)):
-        theirs = state if stage == number else _received(transport, plan.group(stage)[0], stage, timeout)
+        theirs = state if stage == number else received(transport, plan.group(stage)[0], Tag("state", stage), timeout)
         found = {**theirs, **found}
     for send in sends:
         send.wait(timeout)
     return found
 
 
-def _in_messages(stage: int, state: Mapping[str, Tensor]) -> list[Message]:
+def in_messages(tag: Tag, state: Mapping[str, Tensor]) -> list[Message]:
     """``state`` in messages of as many tensors as one may have; each says how many there are."""
     names = list(state)
     starts = range(0, max(len(names), 1), MESSAGE_TENSORS)
     pieces = [{name: state[name] for name in names[start : start + MESSAGE_TENSORS]} for start in starts]
-    return [Message(Tag("state", stage, i), {"messages": len(pieces)}, piece) for i, piece in enumerate(pieces)]
+    return [Message(tag._replace(micro_batch=i), {"messages": len(pieces)}, piece) for i, piece in enumerate(pieces)]
 
 
-def _received(transport: Transport, source: int, stage: int, timeout: float | None) -> dict[str, Tensor]:
-    """What `_in_messages` made of a stage's state."""
-    first = transport.irecv(source, Tag("state", stage)).wait(timeout)
-    rest = [transport.irecv(source, Tag("state", stage, i)) for i in range(1, first.header["messages"])]
+def received(transport: Transport, source: int, tag: Tag, timeout: float | None) -> dict[str, Tensor]:
+    """What `in_messages` made messages of."""
+    first = transport.irecv(source, tag).wait(timeout)
+    rest = [transport.irecv(source, tag._replace(micro_batch=i)) for i in range(1, first.header["messages"])]
     messages = [first, *(work.wait(timeout) for work in rest)]
     return {name: tensor for message in messages for name, tensor in message.tensors.items()}
 
@@ -162,17 +164,23 @@ def _segments(examples: Sequence[Example], chunk: Sequence[int], stream: str) ->
 
 
 def _held(
-    share: BoundCache | None, streams: Streams, examples: Sequence[Example], chunk: Sequence[int]
+    share: BoundCache | None,
+    streams: Streams,
+    examples: Sequence[Example],
+    chunk: Sequence[int],
+    mine: Sequence[int],
 ) -> dict[str, Tensor]:
-    """What this device has of a chunk, by stream: ``<stream>.which`` (segments,) are numbers in `_segments`, and
-    ``<stream>.taps`` (taps, tokens, d) their taps, one segment after another."""
+    """What this device has of ``mine``, examples of a chunk, by stream: ``<stream>.which`` (segments,) are numbers in
+    `_segments`, and ``<stream>.taps`` (taps, tokens, d) their taps, one segment after another."""
     found: dict[str, Tensor] = {}
     if share is None:
         return found
     for stream in streams:
         segments = _segments(examples, chunk, stream)
         keys = share.keys(segments)
-        there = [i for i, known in enumerate(share.contains(keys)) if known]
+        wanted = {segment.content for segment in _segments(examples, mine, stream)}
+        known = share.contains(keys)
+        there = [i for i, segment in enumerate(segments) if known[i] and segment.content in wanted]
         if not there:
             continue
         lengths = [len(segments[i]) for i in there]

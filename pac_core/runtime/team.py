@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import heapq
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pac_core.batches import Dataset, share_out
 from pac_core.cache import BoundCache
 from pac_core.contracts.message import Message, Tag, Work
+from pac_core.contracts.scheduler import Plan, StagePlan
 from pac_core.contracts.transport import Transport
 from pac_core.errors import PeerLost
+from pac_core.examples import Example
 from pac_core.model import PacModel
 from pac_core.runtime.interrupt import StopFlag
-
-PATIENCE = 86400.0
-"""Seconds to wait for a device that is alive: it may have much more to do. A dead one is noticed at once."""
+from pac_core.runtime.job import PATIENCE
+from pac_core.runtime.spread import Holding, Streams, in_messages, received, spread_entries
 
 POLL_SECONDS = 0.02
+
+PLAIN = "@plain"
+
+Given = tuple[dict[str, Any], Mapping[str, Tensor]]
+"""Plain data, and tensors by name."""
 
 
 class Team:
@@ -42,13 +50,30 @@ class Team:
         """Whether this is the device that writes files and tells of progress."""
         return self.rank == 0
 
-    def share(self, weights: Sequence[int]) -> list[int]:
-        """Indices of this device's part of things that weigh so much each, in order."""
-        return list(range(len(weights)))
+    def share_out(self, examples: Sequence[Example], batch_size: int, seed: int) -> Dataset:
+        """Who works on which samples: the same on all devices."""
+        return share_out(examples, batch_size, seed, [1.0] * self.size)
 
-    def agree(self, chosen: Sequence[int], total: int) -> Sequence[int]:
-        """The numbers below ``total`` that the leader has chosen, ascending; errors as in `reduce`."""
-        return chosen
+    def held(self, missing: Sequence[int], total: int) -> Tensor:
+        """(devices, samples) bool: which of ``total`` samples each device has whole in its cache.
+
+        Args:
+            missing: those that this one lacks.
+
+        Raises:
+            PeerLost: a device is gone.
+        """
+        marks = torch.ones(1, total, dtype=torch.bool)
+        marks[0, list(missing)] = False
+        return marks
+
+    def from_leader(self, plain: dict[str, Any], tensors: Mapping[str, Tensor]) -> Given:
+        """Plain data and tensors that the leader gives, at every device; errors as in `held`. What the others give is
+        not used."""
+        return plain, tensors
+
+    def bring(self, cache: BoundCache, streams: Streams, data: Dataset, held: Tensor) -> None:
+        """Bring to each sample's owner what its cache lacks and another's has; errors as in `held`."""
 
     def filled(self, cache: BoundCache, stop: StopFlag) -> None:
         """Return once all devices have filled their part, and this one sees it.
@@ -95,7 +120,7 @@ ALONE = Team()
 
 
 class Replicas(Team):
-    """Devices that are connected, each with the whole model and all of the data, and one cache on disk for all.
+    """Devices that are connected, each with the whole side network, and a cache of its own or one with others.
 
     Every device calls the same methods in the same order.
     """
@@ -107,15 +132,46 @@ class Replicas(Team):
         self._others = [rank for rank in range(self.size) if rank != self.rank]
         self._stops = False
         self._meetings = 0
+        self._handed = 0
 
-    def share(self, weights: Sequence[int]) -> list[int]:
-        return shares(weights, self.size)[self.rank]
+    def held(self, missing: Sequence[int], total: int) -> Tensor:
+        marks = torch.zeros(self.size, total, dtype=torch.uint8)
+        marks[self.rank] = 1
+        marks[self.rank, list(missing)] = 0
+        self._sum(marks)
+        return marks.bool()
 
-    def agree(self, chosen: Sequence[int], total: int) -> Sequence[int]:
-        marks = torch.zeros(total, dtype=torch.uint8)
-        marks[list(chosen)] = 1
-        self.transport.broadcast(marks, 0, timeout=PATIENCE)
-        return [int(i) for i in marks.nonzero()[:, 0]]
+    def from_leader(self, plain: dict[str, Any], tensors: Mapping[str, Tensor]) -> Given:
+        tag = Tag("leader", self._handed)
+        self._handed += 1
+        if not self.leads:
+            found = received(self.transport, 0, tag, PATIENCE)
+            return json.loads(bytes(found.pop(PLAIN).numpy())), found
+        text = torch.frombuffer(bytearray(json.dumps(plain).encode()), dtype=torch.uint8)
+        messages = in_messages(tag, {PLAIN: text, **tensors})
+        sent = [self.transport.isend(r, m, timeout=PATIENCE) for m in messages for r in self._others]
+        for work in sent:
+            work.wait(PATIENCE)
+        return plain, tensors
+
+    def bring(self, cache: BoundCache, streams: Streams, data: Dataset, held: Tensor) -> None:
+        owners = torch.from_numpy(data.owners)
+        chosen = (held.any(0) & ~held.gather(0, owners[None])[0]).nonzero()[:, 0].tolist()
+        if not chosen:
+            return
+        one_stage = Plan((StagePlan({"encoder": (0, 1)}, tuple(map(str, range(self.size))), (1,) * self.size),), 1)
+        sources = held.to(torch.uint8).argmax(0)
+        spread_entries(
+            self.transport,
+            one_stage,
+            Holding(cache, cache, [streams]),
+            [data.examples[i] for i in chosen],
+            [int(data.owners[i]) for i in chosen],
+            sources=[int(sources[i]) for i in chosen],
+            timeout=PATIENCE,
+        )
+        cache.flush()
+        cache.refresh()
 
     def filled(self, cache: BoundCache, stop: StopFlag) -> None:
         self.meet(stop)
@@ -133,10 +189,9 @@ class Replicas(Team):
         return float(beside[0])
 
     def align(self, model: PacModel) -> None:
-        for tensor in model.state_dict().values():
-            whole = tensor.contiguous()
-            self.transport.broadcast(whole, 0, timeout=PATIENCE)
-            tensor.copy_(whole)
+        _, tensors = self.from_leader({}, {name: tensor.detach() for name, tensor in model.state_dict().items()})
+        if not self.leads:
+            model.load_state_dict(tensors)
 
     def stops(self, stop: StopFlag) -> bool:
         return self._stops
@@ -171,21 +226,6 @@ class Replicas(Team):
         self.transport.all_reduce(tensor, timeout=PATIENCE)
         self.waited += time.perf_counter() - began
         self.bytes_sent += 2 * (self.size - 1) * tensor.numel() * tensor.element_size()
-
-
-def shares(weights: Sequence[int], count: int) -> list[list[int]]:
-    """Indices of ``weights`` in ``count`` parts that weigh nearly the same: the heaviest first, to the lightest part.
-
-    >>> shares([3, 1, 1, 1], 2)
-    [[0], [1, 2, 3]]
-    """
-    parts: list[list[int]] = [[] for _ in range(count)]
-    loads = [(0, rank) for rank in range(count)]
-    for i in sorted(range(len(weights)), key=lambda i: -weights[i]):
-        load, rank = loads[0]
-        parts[rank].append(i)
-        heapq.heapreplace(loads, (load + weights[i], rank))
-    return [sorted(part) for part in parts]
 
 
 def _wait(work: Work[Message] | Work[None], stop: StopFlag) -> None:

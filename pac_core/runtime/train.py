@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pac_core.batches import Dataset, epoch_batches
 from pac_core.config import RunConfig
 from pac_core.contracts.adapter import Taps
-from pac_core.examples import Example, length_batches
+from pac_core.examples import Example
 from pac_core.hardware import SHORT, fast_products
 from pac_core.model import PacModel
 from pac_core.runtime.checkpoint import Progress, save_checkpoint
@@ -38,7 +39,7 @@ class Trainer:
     config: RunConfig
     model: PacModel
     optimizer: torch.optim.Optimizer
-    examples: Sequence[Example]
+    data: Dataset
     steps_per_epoch: int
     checkpoint: Path
     identity: dict[str, object]
@@ -57,7 +58,7 @@ def train_epoch(trainer: Trainer, progress: Progress) -> Progress:
         PeerLost: another device is gone.
     """
     config, model, team = trainer.config, trainer.model, trainer.team
-    batches = epoch_batches(trainer.examples, config, progress.epoch)
+    batches = epoch_batches(trainer.data, np.random.default_rng((config.seed, progress.epoch)))
     model.train()
     rate = lr_factor(config.optimizer, trainer.steps_per_epoch * config.epochs)
     base = progress.backbone_samples - model.reader.counters.backbone_samples
@@ -93,11 +94,6 @@ def train_epoch(trainer: Trainer, progress: Progress) -> Progress:
     return progress
 
 
-def epoch_batches(examples: Sequence[Example], config: RunConfig, epoch: int) -> list[list[int]]:
-    """Indices of the batches of an epoch: similar lengths together, shuffled by seed and epoch."""
-    return length_batches(examples, config.batch_size, generator=np.random.default_rng((config.seed, epoch)))
-
-
 def step_seed(seed: int, epoch: int, step: int, rank: int = 0) -> int:
     """Seed of a step's dropout on a device."""
     own = (rank,) if rank else ()
@@ -117,17 +113,12 @@ Micro = tuple[Sequence[Example], dict[str, Taps]]
 
 def steps(trainer: Trainer, batches: Sequence[list[int]]) -> Iterator[tuple[list[Example], Iterator[Micro]]]:
     """Each batch with an iterator over the micro-batches of this device's part, and their taps."""
-    own = [_own(trainer, batch) for batch in batches]
+    own = [[i for i in batch if trainer.data.owners[i] == trainer.team.rank] for batch in batches]
     parts = [[[b[i] for i in piece] for piece in cut(len(b), trainer.config.micro_batch_size)] for b in own]
-    wanted = ([trainer.examples[i] for i in piece] for pieces in parts for piece in pieces)
+    wanted = ([trainer.data.examples[i] for i in piece] for pieces in parts for piece in pieces)
     found = trainer.model.reader.read_each(wanted)
     for batch, pieces in zip(batches, parts):
-        yield [trainer.examples[i] for i in batch], (next(found) for _ in pieces)
-
-
-def _own(trainer: Trainer, batch: Sequence[int]) -> list[int]:
-    """This device's part of a batch: as many tokens as any other's."""
-    return [batch[i] for i in trainer.team.share([len(trainer.examples[i]) for i in batch])]
+        yield [trainer.data.examples[i] for i in batch], (next(found) for _ in pieces)
 
 
 def _tokens(taps: dict[str, Taps]) -> int:

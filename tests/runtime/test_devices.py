@@ -17,7 +17,6 @@ import torch
 from pac_core.errors import BadInput, RunFailed
 from pac_core.events import EpochDone, StepDone
 from pac_core.runtime.crew import threads_each
-from pac_core.runtime.team import shares
 
 EXACT = {"dtype": "float64", "cache__dtype": "float64", "adapter__dropout": 0.0}
 
@@ -64,17 +63,26 @@ def at(phase: type, when: Callable[[Any], bool], act: Callable[[], None]) -> Cal
     return observer
 
 
-@pytest.mark.parametrize(("family", "count"), [("bert", 2), ("bert", 3), ("gpt2", 3), ("t5", 2)])
+@pytest.mark.parametrize(
+    ("family", "count", "changes"),
+    [
+        ("bert", 2, {}),
+        ("bert", 3, {"cache__store": "memory"}),
+        ("bert", 2, {"fill": "train-while-fill", "cache__store": "memory"}),
+        ("gpt2", 3, {}),
+        ("t5", 2, {"cache__store": "lz4+memory"}),
+    ],
+)
 def test_devices_end_with_the_weights_of_one(
     run: Any, weights: Any, texts: Any, answers: Any, write: Any, tmp_path: Path, place: Path, no_dropout: None,
-    family: str, count: int,
+    family: str, count: int, changes: dict[str, Any],
 ) -> None:  # fmt: skip
     """Batches of uneven texts, a last one with fewer rows than devices, micro-batches, clipping, and evaluation."""
     rows, held = (texts(25), texts(9, seed=1)) if family == "bert" else (answers(25), answers(9, seed=1))
     given = {**EXACT, "family": family, "epochs": 3, "micro_batch_size": 3, "optimizer__max_grad_norm": 0.1,
              "eval": write("eval.jsonl", held), "generation__eval_samples": 0}  # fmt: skip
     one = run(rows, **given, output=tmp_path / "one", cache__dir=tmp_path / "cache-1")
-    several = run(rows, **given, devices=count)
+    several = run(rows, **given, **changes, devices=count)
     for name, expected in weights(one).items():
         torch.testing.assert_close(weights(several)[name], expected, rtol=1e-9, atol=1e-9, msg=name)
     assert several.metrics["eval"] == pytest.approx(one.metrics["eval"], rel=1e-9)
@@ -86,7 +94,8 @@ def test_devices_end_with_the_weights_of_one(
     assert several.metrics["plan"]["stages"][0]["devices"] == [device["name"] for device in devices]
     assert len(devices) == count
     assert {device["threads"] for device in devices} == {threads_each(count)}
-    assert sum(device["samples_filled"] for device in devices) == 25 + 9
+    if "fill" not in changes:  # else the leader has run the backbone for the samples that set the scales
+        assert sum(device["samples_filled"] for device in devices) == 25 + 9
     assert min(device["samples_filled"] for device in devices) >= 34 // count - 4
     assert min(device["seconds_busy"] for device in devices) > 0
     assert left_behind(place) == []
@@ -194,8 +203,6 @@ def test_a_process_that_cannot_start_ends_the_run_with_its_reason(
         ({"devices": "0"}, "--devices 0"),
         ({"devices": "cluster.yaml"}, "--devices cluster.yaml: this version takes a number of processes"),
         ({"devices": 2, "scheduler": "other"}, "leave --scheduler out"),
-        ({"devices": 2, "fill": "train-while-fill"}, "fill the cache before epoch 1"),
-        ({"devices": 2, "cache__store": "memory"}, "several devices share a cache on disk, but --store is memory"),
         ({"devices": 2, "transport": "locl"}, "did you mean 'local'"),
         ({"devices": 2, "train": "nowhere.jsonl"}, "nowhere.jsonl"),
     ],
@@ -205,14 +212,3 @@ def test_what_devices_cannot_do_is_refused(run: Any, place: Path, changes: dict[
     with pytest.raises(BadInput, match=told):
         run(**changes)
     assert left_behind(place) == []
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 7])
-def test_shares_weigh_nearly_the_same(count: int) -> None:
-    weights = [(7 * i) % 13 + 1 for i in range(40)]
-    parts = shares(weights, count)
-    assert sorted(i for part in parts for i in part) == list(range(40))
-    assert all(part == sorted(part) for part in parts)
-    loads = [sum(weights[i] for i in part) for part in parts]
-    assert max(loads) - min(loads) <= max(weights)
-    assert shares([], count) == [[]] * count

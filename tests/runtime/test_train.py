@@ -12,13 +12,15 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from pac_core.batches import epoch_batches
 from pac_core.config import OptimizerConfig, RunConfig
 from pac_core.examples import IGNORE
 from pac_core.registry import Registry
 from pac_core.runtime.interrupt import StopFlag
 from pac_core.runtime.load import Loaded, load
 from pac_core.runtime.optimizer import clip, cut, lr_factor, make_optimizer, set_rates, united
-from pac_core.runtime.train import Trainer, epoch_batches, optimizer_step, step_seed, steps
+from pac_core.runtime.team import ALONE
+from pac_core.runtime.train import Trainer, optimizer_step, step_seed, steps
 
 DRAWN = settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 
@@ -45,7 +47,8 @@ def loaded(request: Any, config: Any, answers: Any) -> Iterator[tuple[RunConfig,
 def gradients(config: RunConfig, loaded: Loaded, batch: list[int]) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of one step that does not move the weights."""
     optimizer = torch.optim.SGD([{"params": list(loaded.model.parameters()), "peak": 0.0}], lr=0.0)
-    trainer = Trainer(config, loaded.model, optimizer, loaded.train, 1, Path("x"), {}, StopFlag(), lambda *a: None)
+    data = ALONE.share_out(loaded.train, config.batch_size, 0)
+    trainer = Trainer(config, loaded.model, optimizer, data, 1, Path("x"), {}, StopFlag(), lambda *a: None)
     ((examples, micro),) = steps(trainer, [batch])
     loss = optimizer_step(trainer, examples, micro, 1.0)
     named = loaded.model.named_parameters()
@@ -101,7 +104,8 @@ def test_learnt_counts_what_the_mean_loss_is_over(loaded: tuple[RunConfig, Loade
 
 def test_epochs_differ_in_order_and_repeat_by_seed(loaded: tuple[RunConfig, Loaded]) -> None:
     config, made = loaded
-    one, again, two = (epoch_batches(made.train, config, epoch) for epoch in (1, 1, 2))
+    data = ALONE.share_out(made.train, config.batch_size, 0)
+    one, again, two = (epoch_batches(data, np.random.default_rng((0, epoch))) for epoch in (1, 1, 2))
     assert one == again
     assert one != two
     assert sorted(i for batch in one for i in batch) == list(range(len(made.train)))

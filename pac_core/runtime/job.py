@@ -1,0 +1,76 @@
+"""How the other devices of a run learn what to work on: the leader alone reads the data, and hands it out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import torch
+
+from pac_core.config import RunConfig
+from pac_core.contracts.message import Message, Tag, Work
+from pac_core.contracts.transport import Transport
+from pac_core.errors import RunFailed
+from pac_core.examples import Example, Task
+from pac_core.registry import Registry
+from pac_core.runtime.load import Loaded, attach, open_backbone
+from pac_core.runtime.parts import Part, from_message, to_message
+
+EXAMPLES_A_MESSAGE = 4096
+
+PATIENCE = 86400.0
+"""Seconds that a device waits for the leader, which may have much to read. A dead one is noticed at once."""
+
+
+def hand_out(transport: Transport, loaded: Loaded) -> None:
+    """Tell every other device what `take` returns there.
+
+    Raises:
+        PeerLost: a device is gone.
+    """
+    model, data = loaded.model, (loaded.train, loaded.eval)
+    described = {
+        "model": model.model_name,
+        "fingerprint": model.info.fingerprint,
+        "dtype": str(model.info.dtype).removeprefix("torch."),
+        "task": asdict(model.task),
+        "messages": [-(-len(examples) // EXAMPLES_A_MESSAGE) for examples in data],
+    }
+    text = torch.frombuffer(bytearray(json.dumps(described).encode()), dtype=torch.uint8)
+    messages = [Message(Tag("job"), {}, {"json": text})]
+    for number, examples in enumerate(data):
+        for i, start in enumerate(range(0, len(examples), EXAMPLES_A_MESSAGE)):
+            part = Part(examples[start : start + EXAMPLES_A_MESSAGE], 0, {})
+            messages.append(Message(Tag("examples", number, i), *to_message(part)))
+    others = [rank for rank in range(transport.size) if rank != transport.rank]
+    sent: list[Work[None]] = [
+        transport.isend(rank, message, timeout=PATIENCE) for message in messages for rank in others
+    ]
+    for work in sent:
+        work.wait(PATIENCE)
+
+
+def take(transport: Transport, config: RunConfig, registry: Registry, leader: int = 0) -> Loaded:
+    """What the leader hands out, with this device's own backbone, side network and cache.
+
+    Raises:
+        PeerLost: the leader is gone.
+        BadInput: this device cannot open the model or the cache.
+        RunFailed: its model is not the leader's.
+    """
+    job = json.loads(bytes(transport.irecv(leader, Tag("job")).wait(PATIENCE).tensors["json"].numpy()))
+    task = Task(**{**job["task"], "labels": tuple(job["task"]["labels"])})
+    train, evaluation = (_examples(transport, leader, number, count) for number, count in enumerate(job["messages"]))
+    backbone = open_backbone(job["model"], getattr(torch, job["dtype"]), registry)
+    if backbone.info.fingerprint != job["fingerprint"]:
+        raise RunFailed(f"{job['model']}: the weights here are not those that the leader has; copy the model again")
+    return Loaded(attach(config, backbone, task, registry), train, evaluation, None)
+
+
+def _examples(transport: Transport, leader: int, number: int, messages: int) -> list[Example]:
+    coming = [transport.irecv(leader, Tag("examples", number, i)) for i in range(messages)]
+    found: list[Example] = []
+    for work in coming:
+        message = work.wait(PATIENCE)
+        found += from_message(message.header, message.tensors).examples
+    return found
