@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from pac_core.config import RunConfig
+from pac_core.contracts.scheduler import Plan
 from pac_core.errors import RunFailed, TransportError
 from pac_core.events import CheckpointSaved, EpochDone, Event, RunFinished, RunStarted, StepDone
+from pac_core.examples import Example
 from pac_core.files import check_writable, read_tensors, write_json, write_tensors
 from pac_core.metrics import watched
 from pac_core.model import PacModel
 from pac_core.registry import Registry
+from pac_core.runtime import hybrid
 from pac_core.runtime.checkpoint import (
     BEST_NAME,
     FILL_NAME,
@@ -27,14 +30,23 @@ from pac_core.runtime.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from pac_core.runtime.crew import Crew, device_count
+from pac_core.runtime.crew import Crew, device_count, has_stages
 from pac_core.runtime.evaluate import evaluate, generated_metrics
 from pac_core.runtime.fill import Filled, calibrate, check_shared, planned_fill, prefill, release
 from pac_core.runtime.interrupt import StopFlag
 from pac_core.runtime.load import Loaded, load, open_backbone
 from pac_core.runtime.optimizer import make_optimizer
-from pac_core.runtime.report import device_reports, epoch_record, run_identity, run_metrics, save, single_plan
-from pac_core.runtime.team import ALONE, Replicas, Team
+from pac_core.runtime.planned import run_plan
+from pac_core.runtime.report import (
+    beside_plan,
+    device_reports,
+    epoch_record,
+    run_identity,
+    run_metrics,
+    save,
+    single_plan,
+)
+from pac_core.runtime.team import ALONE, Replicas, Team, owners_of
 from pac_core.runtime.train import Trainer, epoch_batches, train_epoch
 
 Observer = Callable[[Event], None]
@@ -69,6 +81,7 @@ class FineTuner:
         self.observers = list(observers)
         self.checkpoint = config.output / "checkpoint"
         self.team: Team = ALONE
+        self.stage: hybrid.Device | None = None
         self._began = 0.0
 
     def run(self) -> RunResult:
@@ -101,20 +114,34 @@ class FineTuner:
         Raises:
             PeerLost: another device is gone.
         """
-        loaded = load(self.config, self.registry)
+        staged = has_stages(self.config)
+        loaded = load(self.config, self.registry, {} if staged else None)
+        planned = run_plan(self.config, loaded, self.registry)
         self.team, self._began = team(loaded.model.info.fingerprint), time.perf_counter()
         plan = single_plan(self.config, loaded.model, self.team.size)
+        if planned is not None:
+            plan = {**planned.to_json(), **beside_plan(loaded.model)}
         loaded.model.reader.reopen = partial(open_backbone, self.config.model, loaded.model.info.dtype, self.registry)
         try:
-            check_shared(loaded.model, self.config.cache.store, self.team)
             self._check_resumable(loaded)
             self._tell(RunStarted(self.config.plain(), loaded.model.trainable(), loaded.truncated))
+            if planned is not None and staged:
+                self._open_stage(planned, loaded)
+            else:
+                check_shared(loaded.model, self.config.cache.store, self.team)
             with StopFlag() as stop:
                 filled = self._fill(loaded, stop)
                 progress = self._train(loaded, filled, stop)
             return self._finish(loaded, progress, plan)
         finally:
             loaded.model.reader.close()
+
+    def _open_stage(self, plan: Plan, loaded: Loaded) -> None:
+        """Load this device's part of the backbone."""
+        info = loaded.model.info
+        assert isinstance(self.team, Replicas)
+        open_slice = partial(open_backbone, self.config.model, info.dtype, self.registry, fingerprint=info.fingerprint)
+        self.stage = hybrid.open_stage(plan, self.team, loaded.model, open_slice)
 
     def _check_resumable(self, loaded: Loaded) -> None:
         """Refuse a checkpoint that cannot be gone on from before anything that takes long is done."""
@@ -126,6 +153,8 @@ class FineTuner:
 
     def _fill(self, loaded: Loaded, stop: StopFlag) -> Filled:
         """Run the backbone ahead of training, unless epoch 1 is to do so as it goes."""
+        if self.stage is not None:
+            return self._fill_stages(self.stage, loaded, stop)
         model = loaded.model
         began, before = time.perf_counter(), model.reader.counters.backbone_samples
         ahead = self.config.fill != "train-while-fill"
@@ -145,6 +174,43 @@ class FineTuner:
             self._release(loaded)
         return filled
 
+    def _fill_stages(self, stage: hybrid.Device, loaded: Loaded, stop: StopFlag) -> Filled:
+        """As `_fill`, through the stages of a plan."""
+        began, samples = time.perf_counter(), 0
+
+        def on_progress(done: int, total: int) -> None:
+            self._tell(StepDone(1, "fill", done, total, None, 0))
+
+        self.team.align(loaded.model)
+        if self._learns_while_filling(loaded):
+            if not (self.config.resume and (self.checkpoint / STATE_NAME).exists()):
+                hybrid.set_scales(stage, loaded.train, stop)
+        else:
+            samples = hybrid.fill(stage, loaded.train, self._owners(loaded.train), stop, on_progress)
+            hybrid.set_scales_from_cache(stage, loaded.train)
+        filled = Filled(time.perf_counter() - began, samples)
+        hybrid.fill(stage, loaded.eval, self._owners(loaded.eval), stop, on_progress)
+        if not self._learns_while_filling(loaded):
+            hybrid.close_stage(stage)
+        return filled
+
+    def _learns_while_filling(self, loaded: Loaded) -> bool:
+        """Whether the side network trains in the stages as the backbone runs. Texts read apart are matched in all taps
+        first, which no stage has; for them the cache is filled ahead."""
+        return self.stage is not None and self.config.fill == "train-while-fill" and not loaded.task.apart
+
+    def _owners(self, examples: Sequence[Example]) -> list[int]:
+        return owners_of(examples, self.team.size)
+
+    def _first_epoch(self, loaded: Loaded, trainer: Trainer, progress: Progress, stop: StopFlag) -> Progress:
+        """Epoch 1 in the stages of a plan; then every device has the whole model, and its own samples' entries."""
+        assert self.stage is not None
+        progress = hybrid.train_epoch(self.stage, trainer, progress)
+        owners = self._owners(loaded.train)
+        hybrid.fill(self.stage, loaded.train, owners, stop, lambda done, total: None)
+        hybrid.close_stage(self.stage)
+        return progress
+
     def _train(self, loaded: Loaded, filled: Filled, stop: StopFlag) -> Progress:
         """All epochs, from the checkpoint if one is to be resumed; leaves the best weights in the model."""
         trainer = self._trainer(loaded, stop)
@@ -158,7 +224,10 @@ class FineTuner:
             progress = Progress(seconds=filled.seconds, backbone_samples=filled.backbone_samples, before=before)
         self.team.meet(stop)  # the leader may write the checkpoint only once all have read it
         while progress.epoch <= self.config.epochs and not self._out_of_patience(progress):
-            progress = self._epoch(loaded, trainer, train_epoch(trainer, progress))
+            if progress.epoch == 1 and self._learns_while_filling(loaded):
+                progress = self._epoch(loaded, trainer, self._first_epoch(loaded, trainer, progress, stop))
+            else:
+                progress = self._epoch(loaded, trainer, train_epoch(trainer, progress))
         self.team.meet(stop)  # the leader has written the best weights
         if progress.best is not None and best.exists():
             trainer.model.load_state_dict(read_tensors(best, "the best weights so far"))
@@ -174,7 +243,7 @@ class FineTuner:
         config, model = self.config, loaded.model
 
         def on_step(now: Progress, done: int, loss: float) -> None:
-            phase = "cached" if model.backbone.released else "fill"
+            phase = "fill" if now.backbone_samples or not model.backbone.released else "cached"
             hits = max(done - now.backbone_samples, 0)
             self._tell(StepDone(now.epoch, phase, done, len(loaded.train), loss, hits))
 
@@ -189,6 +258,7 @@ class FineTuner:
             stop=stop,
             on_step=on_step,
             team=self.team,
+            owners=None if self.stage is None else self._owners(loaded.train),
         )
 
     def _epoch(self, loaded: Loaded, trainer: Trainer, progress: Progress) -> Progress:
@@ -236,7 +306,8 @@ class FineTuner:
             done = min(done * self.team.size, len(loaded.eval))
             self._tell(StepDone(epoch, "evaluate", done, len(loaded.eval), None, done))
 
-        return evaluate(loaded.model, loaded.eval, self.config.batch_size, on_progress, self.team).metrics
+        owners = None if self.stage is None else self._owners(loaded.eval)
+        return evaluate(loaded.model, loaded.eval, self.config.batch_size, on_progress, self.team, owners).metrics
 
     def _out_of_patience(self, progress: Progress) -> bool:
         patience = self.config.early_stopping
@@ -246,7 +317,8 @@ class FineTuner:
         """Evaluate the best weights, generate answers where the task is text, save everything."""
         output, model = self.config.output, loaded.model
         final = self._evaluate(loaded, progress.epoch) if loaded.eval else {}
-        devices = device_reports(self.team, model, time.perf_counter() - self._began)
+        names = [device for stage in plan["stages"] for device in stage["devices"]]
+        devices = device_reports(self.team, model, time.perf_counter() - self._began, names)
         if not self.team.leads:
             return RunResult(output, {}, model)
         save(self.config, loaded)

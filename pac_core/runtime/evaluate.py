@@ -36,18 +36,18 @@ def evaluate(
     batch_size: int,
     on_progress: Callable[[int], None] = lambda done: None,
     team: Team = ALONE,
+    owners: Sequence[int] | None = None,
 ) -> Evaluation:
     """Loss and metrics over ``examples``; perplexity for tasks that generate.
 
-    Every device of ``team`` calls it with the same examples, works on its part, and is given the whole.
+    Every device of ``team`` calls it with the same examples, works on its part, and is given the whole. ``owners``
+    are the devices that have the examples' entries; None where all have them.
     """
     was_training = model.training
     model.eval()
     predictions: list[Any] = [None] * len(examples)
     loss, count, done = 0.0, 0.0, 0
-    batches = length_batches(examples, batch_size)
-    for number in team.share([sum(len(examples[i]) for i in batch) for batch in batches]):
-        indices = batches[number]
+    for indices in _own_batches(examples, batch_size, team, owners):
         batch = [examples[i] for i in indices]
         taps = model.reader.read(batch)
         outputs = None if model.task.generates else model.outputs(taps)
@@ -68,6 +68,17 @@ def evaluate(
         return Evaluation({"loss": mean, "perplexity": float(np.exp(min(mean, 700.0)))}, [])
     references = [e.target for e in examples]
     return Evaluation({"loss": mean, **compute_metrics(model.task, predictions, references)}, predictions)
+
+
+def _own_batches(
+    examples: Sequence[Example], batch_size: int, team: Team, owners: Sequence[int] | None
+) -> list[list[int]]:
+    """Indices of the batches of this device."""
+    if owners is None:
+        batches = length_batches(examples, batch_size)
+        return [batches[n] for n in team.share([sum(len(examples[i]) for i in batch) for batch in batches])]
+    own = [i for i, owner in enumerate(owners) if owner == team.rank]
+    return [[own[i] for i in batch] for batch in length_batches([examples[i] for i in own], batch_size)]
 
 
 def answers(model: PacModel, outputs: torch.Tensor) -> list[Any]:

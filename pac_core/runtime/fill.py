@@ -95,17 +95,26 @@ def planned_fill(model: PacModel, examples: Sequence[Example], path: Path, resum
 
 def calibrate(model: PacModel, examples: Sequence[Example]) -> None:
     """Set the model's scales from samples evenly spaced, and all regression targets."""
-    step = max(len(examples) // (CALIBRATION_PAIRS if model.task.apart else CALIBRATION_SAMPLES), 1)
-    chosen = list(examples[::step])
+    chosen = calibration_samples(model, examples)
     last = model.side.target
     taps = []
     for start in range(0, len(chosen), 64):
         found = model.reader.read(chosen[start : start + 64])[last]
         taps.append({last: Taps(found.values if model.task.apart else found.values[-1:].clone(), found.rows)})
-    targets = None
-    if model.task.kind == "regression":
-        targets = torch.tensor([float(e.target) for e in examples if isinstance(e.target, int | float)])
-    model.calibrate(taps, targets)
+    model.calibrate(taps, regression_targets(model, examples))
+
+
+def calibration_samples(model: PacModel, examples: Sequence[Example]) -> list[Example]:
+    """The samples that scales are set from."""
+    step = max(len(examples) // (CALIBRATION_PAIRS if model.task.apart else CALIBRATION_SAMPLES), 1)
+    return list(examples[::step])
+
+
+def regression_targets(model: PacModel, examples: Sequence[Example]) -> torch.Tensor | None:
+    """(samples,) targets; None for tasks without numbers."""
+    if model.task.kind != "regression":
+        return None
+    return torch.tensor([float(e.target) for e in examples if isinstance(e.target, int | float)])
 
 
 def release(model: PacModel, examples: Sequence[Example]) -> bool:

@@ -13,6 +13,7 @@ from pac_core.cache import BoundCache
 from pac_core.contracts.message import Message, Tag, Work
 from pac_core.contracts.transport import Transport
 from pac_core.errors import PeerLost
+from pac_core.examples import Example
 from pac_core.model import PacModel
 from pac_core.runtime.interrupt import StopFlag
 
@@ -171,6 +172,15 @@ class Replicas(Team):
         self.transport.all_reduce(tensor, timeout=PATIENCE)
         self.waited += time.perf_counter() - began
         self.bytes_sent += 2 * (self.size - 1) * tensor.numel() * tensor.element_size()
+
+
+def owners_of(examples: Sequence[Example], count: int) -> list[int]:
+    """For each example the rank of the device that works on it, of ``count``; all have nearly as many tokens."""
+    owners = [0] * len(examples)
+    for rank, part in enumerate(shares([len(example) for example in examples], count)):
+        for i in part:
+            owners[i] = rank
+    return owners
 
 
 def shares(weights: Sequence[int], count: int) -> list[list[int]]:

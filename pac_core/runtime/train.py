@@ -33,6 +33,7 @@ class Trainer:
         identity: what must agree to resume.
         on_step: told of progress, at most a few times a second: samples done and mean loss.
         team: the devices that make every step together.
+        owners: for each example the device that has its entries; None where all have them.
     """
 
     config: RunConfig
@@ -45,6 +46,7 @@ class Trainer:
     stop: StopFlag
     on_step: Callable[[Progress, int, float], None]
     team: Team = ALONE
+    owners: Sequence[int] | None = None
 
 
 def train_epoch(trainer: Trainer, progress: Progress) -> Progress:
@@ -126,7 +128,9 @@ def steps(trainer: Trainer, batches: Sequence[list[int]]) -> Iterator[tuple[list
 
 
 def _own(trainer: Trainer, batch: Sequence[int]) -> list[int]:
-    """This device's part of a batch: as many tokens as any other's."""
+    """This device's part of a batch: what it owns, or as many tokens as any other's."""
+    if trainer.owners is not None:
+        return [i for i in batch if trainer.owners[i] == trainer.team.rank]
     return [batch[i] for i in trainer.team.share([len(trainer.examples[i]) for i in batch])]
 
 
