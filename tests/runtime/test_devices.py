@@ -193,8 +193,7 @@ def test_a_process_that_cannot_start_ends_the_run_with_its_reason(
     [
         ({"devices": "0"}, "--devices 0"),
         ({"devices": "cluster.yaml"}, "--devices cluster.yaml: this version takes a number of processes"),
-        ({"devices": 2, "scheduler": "other"}, "leave --scheduler out"),
-        ({"devices": 2, "fill": "train-while-fill"}, "fill the cache before epoch 1"),
+        ({"devices": 2, "fill": "train-while-fill"}, "fill the cache before epoch 1: give a --scheduler"),
         ({"devices": 2, "cache__store": "memory"}, "several devices share a cache on disk, but --store is memory"),
         ({"devices": 2, "transport": "locl"}, "did you mean 'local'"),
         ({"devices": 2, "train": "nowhere.jsonl"}, "nowhere.jsonl"),
