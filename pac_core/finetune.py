@@ -243,7 +243,8 @@ class FineTuner:
         config, model = self.config, loaded.model
 
         def on_step(now: Progress, done: int, loss: float) -> None:
-            phase = "fill" if now.backbone_samples or not model.backbone.released else "cached"
+            in_stages = now.epoch == 1 and self._learns_while_filling(loaded)
+            phase = "fill" if in_stages or not model.backbone.released else "cached"
             hits = max(done - now.backbone_samples, 0)
             self._tell(StepDone(now.epoch, phase, done, len(loaded.train), loss, hits))
 
