@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from pac_core.runtime.checkpoint import (
 from pac_core.runtime.crew import Crew, device_count, has_stages
 from pac_core.runtime.evaluate import evaluate, generated_metrics
 from pac_core.runtime.fill import Filled, calibrate, check_shared, planned_fill, prefill, release
+from pac_core.runtime.first_epoch import train_epoch as train_first_epoch
 from pac_core.runtime.interrupt import StopFlag
 from pac_core.runtime.load import Loaded, load, open_backbone
 from pac_core.runtime.optimizer import make_optimizer
@@ -46,6 +47,7 @@ from pac_core.runtime.report import (
     save,
     single_plan,
 )
+from pac_core.runtime.spreading import Spreading
 from pac_core.runtime.team import ALONE, Replicas, Team, owners_of
 from pac_core.runtime.train import Trainer, epoch_batches, train_epoch
 
@@ -82,6 +84,7 @@ class FineTuner:
         self.checkpoint = config.output / "checkpoint"
         self.team: Team = ALONE
         self.stage: hybrid.Device | None = None
+        self.spreading: Spreading | None = None
         self._began = 0.0
 
     def run(self) -> RunResult:
@@ -186,12 +189,13 @@ class FineTuner:
             if not (self.config.resume and (self.checkpoint / STATE_NAME).exists()):
                 hybrid.set_scales(stage, loaded.train, stop)
         else:
-            samples = hybrid.fill(stage, loaded.train, self._owners(loaded.train), stop, on_progress)
+            samples = hybrid.fill_shares(stage, loaded.train, self._owners(loaded.train), stop, on_progress)
             hybrid.set_scales_from_cache(stage, loaded.train)
         filled = Filled(time.perf_counter() - began, samples)
         hybrid.fill(stage, loaded.eval, self._owners(loaded.eval), stop, on_progress)
         if not self._learns_while_filling(loaded):
             hybrid.close_stage(stage)
+            self._begin_spread(stage, loaded, 1)
         return filled
 
     def _learns_while_filling(self, loaded: Loaded) -> bool:
@@ -199,17 +203,32 @@ class FineTuner:
         first, which no stage has; for them the cache is filled ahead."""
         return self.stage is not None and self.config.fill == "train-while-fill" and not loaded.task.apart
 
+    def _await_entries(self, samples: Sequence[int]) -> None:
+        if self.spreading is not None:
+            self.spreading.wait(samples)
+
     def _owners(self, examples: Sequence[Example]) -> list[int]:
         return owners_of(examples, self.team.size)
 
     def _first_epoch(self, loaded: Loaded, trainer: Trainer, progress: Progress, stop: StopFlag) -> Progress:
         """Epoch 1 in the stages of a plan; then every device has the whole model, and its own samples' entries."""
         assert self.stage is not None
-        progress = hybrid.train_epoch(self.stage, trainer, progress)
-        owners = self._owners(loaded.train)
-        hybrid.fill(self.stage, loaded.train, owners, stop, lambda done, total: None)
+        progress = train_first_epoch(self.stage, trainer, progress)
+        owners = self._owners(loaded.train)  # what an earlier, stopped process learnt from is not in a memory store
+        hybrid.fill_shares(self.stage, loaded.train, owners, stop, lambda done, total: None)
         hybrid.close_stage(self.stage)
+        self._begin_spread(self.stage, loaded, 2)
         return progress
+
+    def _begin_spread(self, stage: hybrid.Device, loaded: Loaded, epoch: int) -> None:
+        """Let entries travel to their owners while others do their work, in the order in which ``epoch`` needs them."""
+        order = [i for batch in epoch_batches(loaded.train, self.config, epoch) for i in batch]
+        self.spreading = hybrid.begin_spread(stage, loaded.train, self._owners(loaded.train), order)
+
+    def _end_spread(self, loaded: Loaded) -> None:
+        if self.stage is not None and self.spreading is not None:
+            hybrid.end_spread(self.stage, self.spreading, loaded.train)
+            self.spreading = None
 
     def _train(self, loaded: Loaded, filled: Filled, stop: StopFlag) -> Progress:
         """All epochs, from the checkpoint if one is to be resumed; leaves the best weights in the model."""
@@ -227,7 +246,10 @@ class FineTuner:
             if progress.epoch == 1 and self._learns_while_filling(loaded):
                 progress = self._epoch(loaded, trainer, self._first_epoch(loaded, trainer, progress, stop))
             else:
-                progress = self._epoch(loaded, trainer, train_epoch(trainer, progress))
+                ended = train_epoch(replace(trainer, ready=self._await_entries), progress)
+                self._end_spread(loaded)
+                progress = self._epoch(loaded, trainer, ended)
+        self._end_spread(loaded)
         self.team.meet(stop)  # the leader has written the best weights
         if progress.best is not None and best.exists():
             trainer.model.load_state_dict(read_tensors(best, "the best weights so far"))

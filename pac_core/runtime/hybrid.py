@@ -6,7 +6,6 @@ Every device of the plan calls the same functions with the same samples, in the 
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,24 +17,16 @@ from pac_core.contracts.scheduler import Plan, StagePlan
 from pac_core.errors import RunFailed
 from pac_core.examples import Example
 from pac_core.model import PacModel
-from pac_core.runtime.checkpoint import Progress, save_checkpoint
 from pac_core.runtime.fill import calibrate, calibration_samples, regression_targets
 from pac_core.runtime.interrupt import StopFlag
-from pac_core.runtime.optimizer import cut, lr_factor, make_optimizer, moments, set_moments
+from pac_core.runtime.optimizer import cut, moments, set_moments
 from pac_core.runtime.parts import Part
 from pac_core.runtime.pipeline import Pipeline, share_of
 from pac_core.runtime.scales import calibrate_stage
 from pac_core.runtime.spread import Holding, spread_entries, spread_state
+from pac_core.runtime.spreading import Arrived, Spreading
 from pac_core.runtime.stage import Slices, Stage, bind_share, chain, cut_model, stage_taps
 from pac_core.runtime.team import PATIENCE, Replicas
-from pac_core.runtime.train import (
-    CHECKPOINT_SECONDS,
-    REPORT_SECONDS,
-    Trainer,
-    epoch_batches,
-    seed_dropout,
-    step_seed,
-)
 from pac_core.taps import TapReader, of_stream
 
 PASS_TOKENS = 4096
@@ -112,8 +103,22 @@ def fill(
     stop: StopFlag,
     on_progress: Callable[[int, int], None],
 ) -> int:
-    """Run the backbone through the stages for every sample that its owner's cache lacks, unless all shares have it, and
-    bring each sample's whole entries to its owner. Returns for how many samples the backbone ran.
+    """As `fill_shares`, and then bring each sample's whole entries to its owner."""
+    samples = fill_shares(device, examples, owners, stop, on_progress)
+    end_spread(device, begin_spread(device, examples, owners), examples)
+    device.team.filled(device.holding.whole, stop)
+    return samples
+
+
+def fill_shares(
+    device: Device,
+    examples: Sequence[Example],
+    owners: Sequence[int],
+    stop: StopFlag,
+    on_progress: Callable[[int, int], None],
+) -> int:
+    """Run the backbone through the stages for every sample that its owner's cache lacks, unless the devices' shares of
+    the cache have it. Returns for how many it ran.
 
     Args:
         owners: for each sample the rank that works on it in later epochs.
@@ -123,29 +128,47 @@ def fill(
         KeyboardInterrupt: a stop was requested; what was filled is flushed, and is not run again.
         PeerLost: another device is gone; likewise.
         StoreFull: the cache has no room; what was filled stays.
-        RunFailed: the cache lost entries meanwhile.
     """
-    wanted = _lacked_by_owners(device, examples, owners)
-    todo = sorted({*wanted} & _incomplete(device, examples))
+    todo = sorted({*_lacked_by_owners(device, examples, owners)} & _incomplete(device, examples))
     try:
         _run_backbone(device, [examples[i] for i in todo], stop, on_progress)
     finally:
         device.holding.whole.flush()  # and with it the share, which is in the same store
     device.team.filled(device.holding.whole, stop)
-    spread(device, [examples[i] for i in wanted], [owners[i] for i in wanted])
-    device.team.filled(device.holding.whole, stop)
     return len(todo)
 
 
-def spread(device: Device, examples: Sequence[Example], owners: Sequence[int]) -> None:
-    """Bring the whole entries of samples to their owners, and drop the shares of them.
+def begin_spread(
+    device: Device, examples: Sequence[Example], owners: Sequence[int], order: Sequence[int] | None = None
+) -> Spreading:
+    """Begin to bring the whole entries of samples to those owners that lack them, on a thread of its own. No other
+    spreading may be under way.
+
+    Args:
+        order: all indices of ``examples``, those that are needed first in front; as they stand if None.
+
+    Raises:
+        PeerLost: another device is gone.
+    """
+    lacked = {*_lacked_by_owners(device, examples, owners)}
+    chosen = [i for i in (range(len(examples)) if order is None else order) if i in lacked]
+    there = {i for i, owner in enumerate(owners) if owner == device.team.rank} - lacked
+
+    def work(arrived: Arrived) -> list[int]:
+        return _spread_from(device, device.holding, device.plan, examples, owners, chosen, arrived)
+
+    return Spreading(work, there)
+
+
+def end_spread(device: Device, spreading: Spreading, examples: Sequence[Example]) -> None:
+    """Wait until all entries are at their owners, and drop the devices' shares of them.
 
     Raises:
         RunFailed: an entry is gone.
-        PeerLost: another device is gone; what has arrived is kept.
+        PeerLost, StoreFull: as `fill_shares`; what has arrived is kept.
     """
-    transport, holding = device.pipeline.transport, device.holding
-    absent = spread_entries(transport, device.plan, holding, examples, owners, timeout=PATIENCE)
+    holding = device.holding
+    absent = spreading.finish()
     holding.whole.flush()
     lost = int(device.team.total([len(absent)])[0])
     if lost:
@@ -173,76 +196,23 @@ def set_scales(device: Device, examples: Sequence[Example], stop: StopFlag) -> N
 
 
 def set_scales_from_cache(device: Device, examples: Sequence[Example]) -> None:
-    """Set the model's scales before training, once all entries are at their owners; those that the leader lacks are
-    brought to it.
+    """Set the model's scales before training, once all shares are filled; the leader is brought the samples that it
+    lacks.
 
     Raises:
         PeerLost: another device is gone.
     """
     chosen = calibration_samples(device.model, examples)
-    lacked = [chosen[i] for i in _lacked_by_owners(device, chosen, [0] * len(chosen))]
-    whole = device.holding.whole
+    leader = [0] * len(chosen)
+    _spread_from(device, device.holding, device.plan, chosen, leader, _lacked_by_owners(device, chosen, leader))
     everyone = tuple(map(str, range(device.plan.size)))
     one_stage = Plan((StagePlan({device.model.side.target: (0, 1)}, everyone, (1,) * device.plan.size),), 1)
+    whole = device.holding.whole
     holding = Holding(whole, whole, [device.model.reader.taps])
-    spread_entries(device.pipeline.transport, one_stage, holding, lacked, [0] * len(lacked), timeout=PATIENCE)
+    _spread_from(device, holding, one_stage, chosen, leader, _lacked_by_owners(device, chosen, leader))
     if device.team.leads:
         calibrate(device.model, examples)
     device.team.align(device.model)
-
-
-def train_epoch(device: Device, trainer: Trainer, progress: Progress) -> Progress:
-    """Run the steps of epoch 1 that are left through the stages, each of which trains its part of the side network with
-    an optimiser of its own; returns the progress at its end, when all devices have the whole model and optimiser.
-
-    Each step is that of `pac_core.runtime.train.train_epoch` over the same batch, and the checkpoint the same too.
-
-    Raises:
-        KeyboardInterrupt: a stop was requested; the checkpoint was written.
-        PeerLost: another device is gone.
-        BadInput: texts are read apart.
-    """
-    config, pipeline = trainer.config, device.pipeline
-    optimizer = _enter_stage(device, trainer)
-    batches = epoch_batches(trainer.examples, config, progress.epoch)
-    rate = lr_factor(config.optimizer, trainer.steps_per_epoch * config.epochs)
-    done = sum(map(len, batches[: progress.step]))
-    saved = shown = time.monotonic()
-    began, sent = time.perf_counter() - progress.seconds, pipeline.bytes_sent
-    pipeline.stage.model.train()
-    for batch in batches[progress.step :]:
-        examples = [trainer.examples[i] for i in batch]
-        seed_dropout(step_seed(config.seed, progress.epoch, progress.step, device.team.rank))
-        loss = pipeline.step(
-            optimizer,
-            len(batch),
-            device.given(examples),
-            rate=rate(progress.step),
-            max_norm=config.optimizer.max_grad_norm,
-            asks=(trainer.stop.requested, device.team.leads and time.monotonic() - saved > CHECKPOINT_SECONDS),
-        )
-        done += len(batch)
-        progress = replace(
-            progress,
-            step=progress.step + 1,
-            loss_sum=progress.loss_sum + loss,
-            seconds=time.perf_counter() - began,
-            backbone_samples=progress.backbone_samples + len(batch),
-        )
-        stops, saves = map(bool, pipeline.asked)
-        if stops or saves:
-            progress, sent = _count_bytes(device, progress, sent)
-            _checkpoint(device, trainer, optimizer, progress)
-            saved = time.monotonic()
-        if stops:
-            raise KeyboardInterrupt
-        if time.monotonic() - shown > REPORT_SECONDS:
-            shown = time.monotonic()
-            trainer.on_step(progress, done, progress.loss_sum / progress.step)
-    gather(device, optimizer, trainer.optimizer)
-    progress, _ = _count_bytes(device, progress, sent)
-    trainer.on_step(progress, done, progress.loss_sum / max(progress.step, 1))
-    return progress
 
 
 def gather(
@@ -260,35 +230,6 @@ def gather(
         return
     mine = {} if own is None else moments(stage, own)
     set_moments(device.model, whole, spread_state(transport, device.plan, mine, timeout=PATIENCE))
-
-
-def _enter_stage(device: Device, trainer: Trainer) -> torch.optim.Optimizer | None:
-    """Give this stage its part of the whole model and optimiser, which may come from a checkpoint; returns its own
-    optimiser, None for a stage without parameters."""
-    part, whole = device.stage.model, device.model
-    state = whole.state_dict()
-    part.load_state_dict({name: state[name] for name in part.state_dict()})
-    if not list(part.parameters()):
-        return None
-    optimizer = make_optimizer(part, trainer.config.optimizer)
-    if trainer.optimizer.state:
-        set_moments(part, optimizer, moments(whole, trainer.optimizer))
-    return optimizer
-
-
-def _checkpoint(device: Device, trainer: Trainer, optimizer: torch.optim.Optimizer | None, progress: Progress) -> None:
-    gather(device, optimizer, trainer.optimizer)
-    device.holding.whole.flush()
-    if device.team.leads:
-        save_checkpoint(trainer.checkpoint, device.model, trainer.optimizer, progress, trainer.identity)
-    device.team.total([0])  # nobody goes on, or ends, before it is written
-
-
-def _count_bytes(device: Device, progress: Progress, before: int) -> tuple[Progress, int]:
-    """``progress`` with what all pipelines have sent since ``before``, and what this one has sent so far."""
-    sent = device.pipeline.bytes_sent
-    (total,) = device.team.total([sent - before])
-    return replace(progress, bytes_sent=progress.bytes_sent + int(total)), sent
 
 
 def _run_backbone(
@@ -330,6 +271,28 @@ def _own_rows(plan: Plan, rank: int, rows: int) -> int:
     """Rows that ``rank`` works on of a batch of ``rows``."""
     shares = (share_of(plan, rank, len(piece)) for piece in cut(rows, plan.micro_batch_size))
     return sum(last - first for first, last in shares)
+
+
+def _spread_from(
+    device: Device,
+    holding: Holding,
+    plan: Plan,
+    examples: Sequence[Example],
+    owners: Sequence[int],
+    chosen: Sequence[int],
+    on_arrived: Arrived = lambda samples: None,
+) -> list[int]:
+    """`spread_entries` of the ``chosen`` examples."""
+    absent = spread_entries(
+        device.pipeline.transport,
+        plan,
+        holding,
+        [examples[i] for i in chosen],
+        [owners[i] for i in chosen],
+        timeout=PATIENCE,
+        on_stored=lambda places: on_arrived([chosen[place] for place in places]),
+    )
+    return [chosen[place] for place in absent]
 
 
 def _lacked_by_owners(device: Device, examples: Sequence[Example], owners: Sequence[int]) -> list[int]:

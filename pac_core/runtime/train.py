@@ -34,6 +34,7 @@ class Trainer:
         on_step: told of progress, at most a few times a second: samples done and mean loss.
         team: the devices that make every step together.
         owners: for each example the device that has its entries; None where all have them.
+        ready: called with the samples of a micro-batch before their entries are read; returns once they are there.
     """
 
     config: RunConfig
@@ -47,6 +48,7 @@ class Trainer:
     on_step: Callable[[Progress, int, float], None]
     team: Team = ALONE
     owners: Sequence[int] | None = None
+    ready: Callable[[Sequence[int]], None] = lambda samples: None
 
 
 def train_epoch(trainer: Trainer, progress: Progress) -> Progress:
@@ -124,7 +126,12 @@ def steps(trainer: Trainer, batches: Sequence[list[int]]) -> Iterator[tuple[list
     wanted = ([trainer.examples[i] for i in piece] for pieces in parts for piece in pieces)
     found = trainer.model.reader.read_each(wanted)
     for batch, pieces in zip(batches, parts):
-        yield [trainer.examples[i] for i in batch], (next(found) for _ in pieces)
+        yield [trainer.examples[i] for i in batch], (_taken(trainer, found, piece) for piece in pieces)
+
+
+def _taken(trainer: Trainer, found: Iterator[Micro], piece: Sequence[int]) -> Micro:
+    trainer.ready(piece)
+    return next(found)
 
 
 def _own(trainer: Trainer, batch: Sequence[int]) -> list[int]:

@@ -19,7 +19,7 @@ from pac_core.contracts.transport import Transport
 from pac_core.errors import BadInput, RunFailed
 from pac_core.events import StepDone
 from pac_core.finetune import FineTuner, RunResult
-from pac_core.runtime import hybrid
+from pac_core.runtime import first_epoch, hybrid
 from pac_core.runtime.report import device_names
 from pac_core.runtime.team import Replicas
 from pac_core.testing.threads import Exchange, in_threads
@@ -195,7 +195,7 @@ def test_processes_that_train_while_they_fill_go_on_after_a_stop(
     run: Any, weights: Any, texts: Any, tmp_path: Path, place: Path, monkeypatch: Any, act: Callable[[], None]
 ) -> None:
     """After Ctrl-C from the step it came in; after a kill, epoch 1 begins anew."""
-    monkeypatch.setattr(hybrid, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(first_epoch, "REPORT_SECONDS", 0.0)
     given = {**EXACT, "epochs": 2, "batch_size": 2, "fill": "train-while-fill"}
     one = run(texts(60), **given, output=tmp_path / "one", cache__dir=tmp_path / "cache-1")
     given |= {"devices": 2, "scheduler": "pipeline"}
