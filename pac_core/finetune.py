@@ -210,15 +210,12 @@ class FineTuner:
     def _owners(self, examples: Sequence[Example]) -> list[int]:
         return owners_of(examples, self.team.size)
 
-    def _first_epoch(self, loaded: Loaded, trainer: Trainer, progress: Progress, stop: StopFlag) -> Progress:
-        """Epoch 1 in the stages of a plan; then every device has the whole model, and its own samples' entries."""
-        assert self.stage is not None
-        progress = train_first_epoch(self.stage, trainer, progress)
-        owners = self._owners(loaded.train)  # what an earlier, stopped process learnt from is not in a memory store
-        hybrid.fill_shares(self.stage, loaded.train, owners, stop, lambda done, total: None)
-        hybrid.close_stage(self.stage)
-        self._begin_spread(self.stage, loaded, 2)
-        return progress
+    def _leave_stages(self, stage: hybrid.Device, loaded: Loaded, epoch: int, stop: StopFlag) -> None:
+        """Once epoch 1 has trained in the stages: bring every device its own samples' entries, for ``epoch``."""
+        owners = self._owners(loaded.train)  # what a stopped process had learnt from is not in a memory store
+        hybrid.fill_shares(stage, loaded.train, owners, stop, lambda done, total: None)
+        hybrid.close_stage(stage)
+        self._begin_spread(stage, loaded, epoch)
 
     def _begin_spread(self, stage: hybrid.Device, loaded: Loaded, epoch: int) -> None:
         """Let entries travel to their owners while others do their work, in the order in which ``epoch`` needs them."""
@@ -242,9 +239,14 @@ class FineTuner:
             before = self._evaluate(loaded, 0) if loaded.eval else None
             progress = Progress(seconds=filled.seconds, backbone_samples=filled.backbone_samples, before=before)
         self.team.meet(stop)  # the leader may write the checkpoint only once all have read it
+        stage = self.stage if self._learns_while_filling(loaded) else None
+        if stage is not None and progress.epoch > 1:
+            self._leave_stages(stage, loaded, progress.epoch, stop)
         while progress.epoch <= self.config.epochs and not self._out_of_patience(progress):
-            if progress.epoch == 1 and self._learns_while_filling(loaded):
-                progress = self._epoch(loaded, trainer, self._first_epoch(loaded, trainer, progress, stop))
+            if stage is not None and progress.epoch == 1:
+                ended = train_first_epoch(stage, trainer, progress)
+                self._leave_stages(stage, loaded, 2, stop)
+                progress = self._epoch(loaded, trainer, ended)
             else:
                 ended = train_epoch(replace(trainer, ready=self._await_entries), progress)
                 self._end_spread(loaded)

@@ -16,11 +16,12 @@ from pac_core import finetune
 from pac_core.contracts.backbone import DECODER, ENCODER
 from pac_core.contracts.scheduler import Plan, StagePlan
 from pac_core.contracts.transport import Transport
-from pac_core.errors import BadInput, RunFailed
+from pac_core.errors import BadInput, PeerLost, RunFailed
 from pac_core.events import StepDone
 from pac_core.finetune import FineTuner, RunResult
-from pac_core.runtime import first_epoch, hybrid
+from pac_core.runtime import first_epoch, hybrid, spread, train
 from pac_core.runtime.report import device_names
+from pac_core.runtime.spreading import Spreading
 from pac_core.runtime.team import Replicas
 from pac_core.testing.threads import Exchange, in_threads
 
@@ -234,6 +235,73 @@ def test_a_prefill_that_was_stopped_keeps_what_it_has(
     assert 0 < resumed.metrics["epochs"][0]["backbone_samples"] < 25
     for name, wanted in weights(one).items():
         torch.testing.assert_close(weights(resumed)[name], wanted, msg=name, **CLOSE)
+
+
+@pytest.mark.parametrize("store", ["disk", "memory"])
+@pytest.mark.parametrize("fill", ["prefill", "train-while-fill"])
+def test_a_run_that_is_stopped_while_entries_travel_goes_on(
+    run: Any, in_stages: Any, weights: Any, texts: Any, tmp_path: Path, monkeypatch: Any, fill: str, store: str
+) -> None:
+    """Without any device loading the whole backbone, whatever of the entries is gone with a memory store."""
+    given = {**EXACT, "epochs": 3, "fill": fill, "cache__store": store}
+    one = run(texts(25), **EXACT, epochs=3, output=tmp_path / "one", cache__dir=tmp_path / "cache-1")
+    flags: list[Any] = []
+    travelling: list[bool] = []
+    tuners: set[FineTuner] = set()
+
+    class Noted(finetune.StopFlag):
+        def __init__(self) -> None:
+            super().__init__()
+            flags.append(self)
+
+    def last_comes_late(plan: Any, holding: Any, examples: Any, chunk: Any, pieces: Any) -> list[int]:
+        if threading.current_thread().name == "pac-spreading" and chunk[-1] == len(examples) - 1:
+            stopped.wait(20)
+        return put(plan, holding, examples, chunk, pieces)
+
+    def stop_in_the_first_cached_epoch(tuner: FineTuner, event: Any) -> None:
+        tuners.add(tuner)
+        if isinstance(event, StepDone) and event.phase == "cached" and not travelling:
+            travelling.append(any(t.spreading is not None and t.spreading._absent is None for t in tuners))
+            for flag in flags:
+                flag.requested = True
+            stopped.set()
+
+    put, stopped = spread._put, threading.Event()
+    with monkeypatch.context() as patched:
+        patched.setattr(finetune, "StopFlag", Noted)
+        patched.setattr(spread, "CHUNK_TOKENS", 8)
+        patched.setattr(spread, "_put", last_comes_late)
+        patched.setattr(train, "REPORT_SECONDS", 0.0)
+        patched.setattr(FineTuner, "_tell", stop_in_the_first_cached_epoch)
+        with pytest.raises(KeyboardInterrupt):
+            in_stages(texts(25), PLANS["bert"], **given)
+    # scales were set from all these few samples, so the leader had brought their entries to a disk that all share
+    assert travelling == [(fill, store) != ("prefill", "disk")]
+    opened: list[Any] = []
+    real = finetune.open_backbone
+    monkeypatch.setattr(finetune, "open_backbone", lambda *a, **k: (opened.append(a[3:]), real(*a, **k))[1])
+    resumed = in_stages(texts(25), PLANS["bert"], **given, resume=True)
+    assert () not in opened
+    for name, wanted in weights(one).items():
+        torch.testing.assert_close(weights(resumed)[name], wanted, msg=name, **CLOSE)
+
+
+def test_training_waits_for_entries_and_hears_what_went_wrong() -> None:
+    go = threading.Event()
+
+    def work(arrived: Any) -> list[int]:
+        arrived([3, 1])
+        go.wait(10)
+        raise PeerLost(2, "gone")
+
+    spreading = Spreading(work, there=[7])
+    spreading.wait([1, 7])
+    go.set()
+    with pytest.raises(PeerLost, match="lost device 2"):
+        spreading.wait([4])
+    with pytest.raises(PeerLost, match="lost device 2"):
+        spreading.finish()
 
 
 @pytest.mark.parametrize(
