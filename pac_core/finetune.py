@@ -6,21 +6,18 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pac_core.config import RunConfig
-from pac_core.contracts.scheduler import Plan
 from pac_core.errors import RunFailed, TransportError
 from pac_core.events import CheckpointSaved, EpochDone, Event, RunFinished, RunStarted, StepDone
-from pac_core.examples import Example
 from pac_core.files import check_writable, read_tensors, write_json, write_tensors
 from pac_core.metrics import watched
 from pac_core.model import PacModel
 from pac_core.registry import Registry
-from pac_core.runtime import hybrid
 from pac_core.runtime.checkpoint import (
     BEST_NAME,
     FILL_NAME,
@@ -33,7 +30,6 @@ from pac_core.runtime.checkpoint import (
 from pac_core.runtime.crew import Crew, device_count, has_stages
 from pac_core.runtime.evaluate import evaluate, generated_metrics
 from pac_core.runtime.fill import Filled, calibrate, check_shared, planned_fill, prefill, release
-from pac_core.runtime.first_epoch import train_epoch as train_first_epoch
 from pac_core.runtime.interrupt import StopFlag
 from pac_core.runtime.load import Loaded, load, open_backbone
 from pac_core.runtime.optimizer import make_optimizer
@@ -47,8 +43,8 @@ from pac_core.runtime.report import (
     save,
     single_plan,
 )
-from pac_core.runtime.spreading import Spreading
-from pac_core.runtime.team import ALONE, Replicas, Team, owners_of
+from pac_core.runtime.staged import Stages
+from pac_core.runtime.team import ALONE, Replicas, Team
 from pac_core.runtime.train import Trainer, epoch_batches, train_epoch
 
 Observer = Callable[[Event], None]
@@ -83,8 +79,7 @@ class FineTuner:
         self.observers = list(observers)
         self.checkpoint = config.output / "checkpoint"
         self.team: Team = ALONE
-        self.stage: hybrid.Device | None = None
-        self.spreading: Spreading | None = None
+        self.stages: Stages | None = None
         self._began = 0.0
 
     def run(self) -> RunResult:
@@ -117,8 +112,7 @@ class FineTuner:
         Raises:
             PeerLost: another device is gone.
         """
-        staged = has_stages(self.config)
-        loaded = load(self.config, self.registry, {} if staged else None)
+        loaded = load(self.config, self.registry, {} if has_stages(self.config) else None)
         planned = run_plan(self.config, loaded, self.registry)
         self.team, self._began = team(loaded.model.info.fingerprint), time.perf_counter()
         plan = single_plan(self.config, loaded.model, self.team.size)
@@ -128,8 +122,8 @@ class FineTuner:
         try:
             self._check_resumable(loaded)
             self._tell(RunStarted(self.config.plain(), loaded.model.trainable(), loaded.truncated))
-            if planned is not None and staged:
-                self._open_stage(planned, loaded)
+            if planned is not None and isinstance(self.team, Replicas):
+                self.stages = Stages(self.config, loaded, planned, self.team, self.registry)
             else:
                 check_shared(loaded.model, self.config.cache.store, self.team)
             with StopFlag() as stop:
@@ -138,13 +132,6 @@ class FineTuner:
             return self._finish(loaded, progress, plan)
         finally:
             loaded.model.reader.close()
-
-    def _open_stage(self, plan: Plan, loaded: Loaded) -> None:
-        """Load this device's part of the backbone."""
-        info = loaded.model.info
-        assert isinstance(self.team, Replicas)
-        open_slice = partial(open_backbone, self.config.model, info.dtype, self.registry, fingerprint=info.fingerprint)
-        self.stage = hybrid.open_stage(plan, self.team, loaded.model, open_slice)
 
     def _check_resumable(self, loaded: Loaded) -> None:
         """Refuse a checkpoint that cannot be gone on from before anything that takes long is done."""
@@ -156,8 +143,6 @@ class FineTuner:
 
     def _fill(self, loaded: Loaded, stop: StopFlag) -> Filled:
         """Run the backbone ahead of training, unless epoch 1 is to do so as it goes."""
-        if self.stage is not None:
-            return self._fill_stages(self.stage, loaded, stop)
         model = loaded.model
         began, before = time.perf_counter(), model.reader.counters.backbone_samples
         ahead = self.config.fill != "train-while-fill"
@@ -165,6 +150,9 @@ class FineTuner:
         def on_progress(done: int, total: int) -> None:
             self._tell(StepDone(1, "fill", done, total, None, 0))
 
+        if self.stages is not None:
+            resumes = self.config.resume and (self.checkpoint / STATE_NAME).exists()
+            return self.stages.fill(stop, on_progress, scaled=resumes)
         if ahead:
             path = self.checkpoint / FILL_NAME
             planned = planned_fill(model, loaded.train, path, self.config.resume) if self.team.leads else ()
@@ -176,56 +164,6 @@ class FineTuner:
             prefill(model, loaded.eval, stop, on_progress, self.team)
             self._release(loaded)
         return filled
-
-    def _fill_stages(self, stage: hybrid.Device, loaded: Loaded, stop: StopFlag) -> Filled:
-        """As `_fill`, through the stages of a plan."""
-        began, samples = time.perf_counter(), 0
-
-        def on_progress(done: int, total: int) -> None:
-            self._tell(StepDone(1, "fill", done, total, None, 0))
-
-        self.team.align(loaded.model)
-        if self._learns_while_filling(loaded):
-            if not (self.config.resume and (self.checkpoint / STATE_NAME).exists()):
-                hybrid.set_scales(stage, loaded.train, stop)
-        else:
-            samples = hybrid.fill_shares(stage, loaded.train, self._owners(loaded.train), stop, on_progress)
-            hybrid.set_scales_from_cache(stage, loaded.train)
-        filled = Filled(time.perf_counter() - began, samples)
-        hybrid.fill(stage, loaded.eval, self._owners(loaded.eval), stop, on_progress)
-        if not self._learns_while_filling(loaded):
-            hybrid.close_stage(stage)
-            self._begin_spread(stage, loaded, 1)
-        return filled
-
-    def _learns_while_filling(self, loaded: Loaded) -> bool:
-        """Whether the side network trains in the stages as the backbone runs. Texts read apart are matched in all taps
-        first, which no stage has; for them the cache is filled ahead."""
-        return self.stage is not None and self.config.fill == "train-while-fill" and not loaded.task.apart
-
-    def _await_entries(self, samples: Sequence[int]) -> None:
-        if self.spreading is not None:
-            self.spreading.wait(samples)
-
-    def _owners(self, examples: Sequence[Example]) -> list[int]:
-        return owners_of(examples, self.team.size)
-
-    def _leave_stages(self, stage: hybrid.Device, loaded: Loaded, epoch: int, stop: StopFlag) -> None:
-        """Once epoch 1 has trained in the stages: bring every device its own samples' entries, for ``epoch``."""
-        owners = self._owners(loaded.train)  # what a stopped process had learnt from is not in a memory store
-        hybrid.fill_shares(stage, loaded.train, owners, stop, lambda done, total: None)
-        hybrid.close_stage(stage)
-        self._begin_spread(stage, loaded, epoch)
-
-    def _begin_spread(self, stage: hybrid.Device, loaded: Loaded, epoch: int) -> None:
-        """Let entries travel to their owners while others do their work, in the order in which ``epoch`` needs them."""
-        order = [i for batch in epoch_batches(loaded.train, self.config, epoch) for i in batch]
-        self.spreading = hybrid.begin_spread(stage, loaded.train, self._owners(loaded.train), order)
-
-    def _end_spread(self, loaded: Loaded) -> None:
-        if self.stage is not None and self.spreading is not None:
-            hybrid.end_spread(self.stage, self.spreading, loaded.train)
-            self.spreading = None
 
     def _train(self, loaded: Loaded, filled: Filled, stop: StopFlag) -> Progress:
         """All epochs, from the checkpoint if one is to be resumed; leaves the best weights in the model."""
@@ -239,19 +177,13 @@ class FineTuner:
             before = self._evaluate(loaded, 0) if loaded.eval else None
             progress = Progress(seconds=filled.seconds, backbone_samples=filled.backbone_samples, before=before)
         self.team.meet(stop)  # the leader may write the checkpoint only once all have read it
-        stage = self.stage if self._learns_while_filling(loaded) else None
-        if stage is not None and progress.epoch > 1:
-            self._leave_stages(stage, loaded, progress.epoch, stop)
+        if self.stages is not None:
+            self.stages.resume(progress, stop)
+        step = train_epoch if self.stages is None else self.stages.train_epoch
         while progress.epoch <= self.config.epochs and not self._out_of_patience(progress):
-            if stage is not None and progress.epoch == 1:
-                ended = train_first_epoch(stage, trainer, progress)
-                self._leave_stages(stage, loaded, 2, stop)
-                progress = self._epoch(loaded, trainer, ended)
-            else:
-                ended = train_epoch(replace(trainer, ready=self._await_entries), progress)
-                self._end_spread(loaded)
-                progress = self._epoch(loaded, trainer, ended)
-        self._end_spread(loaded)
+            progress = self._epoch(loaded, trainer, step(trainer, progress))
+        if self.stages is not None:
+            self.stages.end()
         self.team.meet(stop)  # the leader has written the best weights
         if progress.best is not None and best.exists():
             trainer.model.load_state_dict(read_tensors(best, "the best weights so far"))
@@ -267,7 +199,7 @@ class FineTuner:
         config, model = self.config, loaded.model
 
         def on_step(now: Progress, done: int, loss: float) -> None:
-            in_stages = now.epoch == 1 and self._learns_while_filling(loaded)
+            in_stages = now.epoch == 1 and self.stages is not None and self.stages.learns
             phase = "fill" if in_stages or not model.backbone.released else "cached"
             hits = max(done - now.backbone_samples, 0)
             self._tell(StepDone(now.epoch, phase, done, len(loaded.train), loss, hits))
@@ -283,7 +215,7 @@ class FineTuner:
             stop=stop,
             on_step=on_step,
             team=self.team,
-            owners=None if self.stage is None else self._owners(loaded.train),
+            owners=None if self.stages is None else self.stages.owners(loaded.train),
         )
 
     def _epoch(self, loaded: Loaded, trainer: Trainer, progress: Progress) -> Progress:
@@ -331,7 +263,7 @@ class FineTuner:
             done = min(done * self.team.size, len(loaded.eval))
             self._tell(StepDone(epoch, "evaluate", done, len(loaded.eval), None, done))
 
-        owners = None if self.stage is None else self._owners(loaded.eval)
+        owners = None if self.stages is None else self.stages.owners(loaded.eval)
         return evaluate(loaded.model, loaded.eval, self.config.batch_size, on_progress, self.team, owners).metrics
 
     def _out_of_patience(self, progress: Progress) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,9 +19,10 @@ from pac_core.examples import Example
 from pac_core.model import PacModel
 from pac_core.runtime.fill import calibrate, calibration_samples, regression_targets
 from pac_core.runtime.interrupt import StopFlag
-from pac_core.runtime.optimizer import cut, moments, set_moments
+from pac_core.runtime.optimizer import moments, set_moments
 from pac_core.runtime.parts import Part
-from pac_core.runtime.pipeline import Pipeline, share_of
+from pac_core.runtime.passes import own_rows, widened
+from pac_core.runtime.pipeline import Pipeline
 from pac_core.runtime.scales import calibrate_stage
 from pac_core.runtime.spread import Holding, spread_entries, spread_state
 from pac_core.runtime.spreading import Arrived, Spreading
@@ -253,24 +254,11 @@ def _run_backbone(
         found = pipeline.fill(len(batch), device.given(batch))
         parts += found if keep else []
         done += len(batch)
-        device.model.reader.counters.backbone_samples += _own_rows(plan, device.team.rank, len(batch))
+        device.model.reader.counters.backbone_samples += own_rows(plan, device.team.rank, len(batch))
         on_progress(done, len(rows))
         if device.team.total([stop.requested])[0]:
             raise KeyboardInterrupt
     return parts
-
-
-def widened(plan: Plan, rows: int) -> Plan:
-    """``plan`` with micro-batches of up to ``rows`` rows, but not fewer than it has, split in the same proportions."""
-    factor = max(rows // plan.micro_batch_size, 1)
-    stages = tuple(replace(stage, rows=tuple(factor * own for own in stage.rows)) for stage in plan.stages)
-    return replace(plan, stages=stages)
-
-
-def _own_rows(plan: Plan, rank: int, rows: int) -> int:
-    """Rows that ``rank`` works on of a batch of ``rows``."""
-    shares = (share_of(plan, rank, len(piece)) for piece in cut(rows, plan.micro_batch_size))
-    return sum(last - first for first, last in shares)
 
 
 def _spread_from(

@@ -32,7 +32,7 @@ class Spreading:
             PeerLost, StoreFull, ...: what ended the spreading.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._ended or self._there.issuperset(samples))
+            self._changed.wait_for(lambda: self.ended or self._there.issuperset(samples))
             if self._error is not None:
                 raise self._error
 
@@ -44,7 +44,8 @@ class Spreading:
         return self._absent or []
 
     @property
-    def _ended(self) -> bool:
+    def ended(self) -> bool:
+        """Whether nothing is on its way any more."""
         return self._absent is not None or self._error is not None
 
     def _run(self) -> None:

@@ -19,7 +19,8 @@ from pac_core.contracts.transport import Transport
 from pac_core.errors import BadInput, PeerLost, RunFailed
 from pac_core.events import StepDone
 from pac_core.finetune import FineTuner, RunResult
-from pac_core.runtime import first_epoch, hybrid, spread, train
+from pac_core.runtime import first_epoch, hybrid, spread, staged, train
+from pac_core.runtime.passes import own_rows, widened
 from pac_core.runtime.report import device_names
 from pac_core.runtime.spreading import Spreading
 from pac_core.runtime.team import Replicas
@@ -138,7 +139,7 @@ def test_a_later_run_finds_its_entries_and_moves_nothing(in_stages: Any, texts: 
 def test_every_device_holds_its_slice_of_the_backbone_alone(in_stages: Any, answers: Any, monkeypatch: Any) -> None:
     """And, of the layers that it does not run, none but the one that is being pruned."""
     opened: list[tuple[Any, int]] = []
-    real = finetune.open_backbone
+    real = staged.open_backbone
 
     def note(*args: Any, **options: Any) -> Any:
         backbone = real(*args, **options)
@@ -147,7 +148,7 @@ def test_every_device_holds_its_slice_of_the_backbone_alone(in_stages: Any, answ
         )
         return backbone
 
-    monkeypatch.setattr(finetune, "open_backbone", note)
+    monkeypatch.setattr(staged, "open_backbone", note)
     in_stages(answers(12), PLANS["t5"], family="t5", epochs=1)
     end = {DECODER: (3, 3)}
     slices = [stage.layers for stage in PLANS["t5"].stages for _ in stage.devices]
@@ -262,7 +263,7 @@ def test_a_run_that_is_stopped_while_entries_travel_goes_on(
     def stop_in_the_first_cached_epoch(tuner: FineTuner, event: Any) -> None:
         tuners.add(tuner)
         if isinstance(event, StepDone) and event.phase == "cached" and not travelling:
-            travelling.append(any(t.spreading is not None and t.spreading._absent is None for t in tuners))
+            travelling.append(any(t.stages is not None and t.stages.spreads for t in tuners))
             for flag in flags:
                 flag.requested = True
             stopped.set()
@@ -278,13 +279,24 @@ def test_a_run_that_is_stopped_while_entries_travel_goes_on(
             in_stages(texts(25), PLANS["bert"], **given)
     # scales were set from all these few samples, so the leader had brought their entries to a disk that all share
     assert travelling == [(fill, store) != ("prefill", "disk")]
-    opened: list[Any] = []
-    real = finetune.open_backbone
-    monkeypatch.setattr(finetune, "open_backbone", lambda *a, **k: (opened.append(a[3:]), real(*a, **k))[1])
+
+    def whole(*args: Any) -> None:
+        pytest.fail("a device loads the whole backbone")
+
+    monkeypatch.setattr(finetune, "open_backbone", whole)
     resumed = in_stages(texts(25), PLANS["bert"], **given, resume=True)
-    assert () not in opened
     for name, wanted in weights(one).items():
         torch.testing.assert_close(weights(resumed)[name], wanted, msg=name, **CLOSE)
+
+
+@pytest.mark.parametrize(("rows", "factor"), [(0, 1), (3, 1), (7, 2), (300, 100)])
+def test_micro_batches_grow_in_the_same_proportions(rows: int, factor: int) -> None:
+    plan = PLANS["bert"]
+    grown = widened(plan, rows)
+    assert [stage.rows for stage in grown.stages] == [(factor, 2 * factor), (3 * factor,)]
+    for total in (1, 5, 601):
+        for number in range(len(plan.stages)):
+            assert sum(own_rows(grown, rank, total) for rank in plan.group(number)) == total
 
 
 def test_training_waits_for_entries_and_hears_what_went_wrong() -> None:
