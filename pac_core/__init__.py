@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pac_core.examples import Task
     from pac_core.finetune import FineTuner, RunResult
     from pac_core.model import PacModel, get_pac_model
+    from pac_core.planning.make import plan
 
 _HOMES = {
     "ActivationCache": "pac_core.cache",
@@ -27,6 +28,7 @@ _HOMES = {
     "RunResult": "pac_core.finetune",
     "Task": "pac_core.examples",
     "get_pac_model": "pac_core.model",
+    "plan": "pac_core.planning.make",
 }
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "RunResult",
     "Task",
     "get_pac_model",
+    "plan",
 ]
 
 

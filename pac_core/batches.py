@@ -62,12 +62,13 @@ def columns_of(examples: Sequence[Example], batch_size: int, seed: int) -> NDArr
     return columns
 
 
-def epoch_batches(data: Dataset, generator: np.random.Generator) -> list[list[int]]:
-    """Indices of the batches of an epoch: similar lengths together, one sample of each column in a batch.
+def epoch_batches(data: Dataset, seed: int, epoch: int) -> list[list[int]]:
+    """Indices of the batches of an epoch, by seed and epoch: similar lengths together, one sample of a column in each.
 
     Each column is sorted by length, and shuffled inside short runs of it: random enough to learn from, with little
     padding. Then the batches are shuffled.
     """
+    generator = np.random.default_rng((seed, epoch))
     lengths = _lengths(data.examples)
     rows = int(np.bincount(data.columns, minlength=1).max(initial=0))
     pool = max(LEAST_POOL, -(-rows // POOLS))

@@ -141,6 +141,10 @@ class BoundCache:
         self.codec.decode(payload, out, False)
         return out
 
+    def delete(self, keys: Sequence[bytes]) -> None:
+        """Remove entries; those that are not there are skipped."""
+        self._store.delete_many(keys)
+
     def prefetch(self, keys: Sequence[bytes]) -> None:
         """A hint that `load` will be asked for these keys next."""
         self._store.prefetch_many(keys)

@@ -113,8 +113,11 @@ class RunConfig(_Part):
     """Transport between devices; local if left out."""
     devices: str = "1"
     """Number of processes on this machine that train together."""
-    scheduler: str = "single"
-    """What plans stages and device groups."""
+    scheduler: str | None = None
+    """What plans stages and device groups: single, data-parallel, pipeline, ...; if left out every device has the whole
+    model."""
+    plan: Path | None = None
+    """A plan.json that a former run on the same devices wrote, to be used again."""
 
     @classmethod
     def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Self:

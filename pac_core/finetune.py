@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pac_core.batches import Dataset
 from pac_core.config import RunConfig
+from pac_core.contracts.scheduler import Plan
+from pac_core.contracts.transport import Transport
 from pac_core.errors import RunFailed, TransportError
 from pac_core.events import CheckpointSaved, EpochDone, Event, RunFinished, RunStarted, StepDone
 from pac_core.files import check_writable, read_tensors, write_json, write_tensors
@@ -28,14 +29,24 @@ from pac_core.runtime.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from pac_core.runtime.crew import Crew, device_count
+from pac_core.runtime.crew import Crew, device_count, has_stages
 from pac_core.runtime.evaluate import evaluate, generated_metrics
 from pac_core.runtime.fill import Filled, calibrate, planned_fill, prefill, release
 from pac_core.runtime.interrupt import StopFlag
-from pac_core.runtime.job import hand_out, take
+from pac_core.runtime.job import Assigned, hand_out, take
 from pac_core.runtime.load import Loaded, Source, load, open_backbone
 from pac_core.runtime.optimizer import make_optimizer, moments, set_moments
-from pac_core.runtime.report import device_reports, epoch_record, run_identity, run_metrics, save, single_plan
+from pac_core.runtime.planned import run_plan
+from pac_core.runtime.report import (
+    beside_plan,
+    device_reports,
+    epoch_record,
+    run_identity,
+    run_metrics,
+    save,
+    single_plan,
+)
+from pac_core.runtime.staged import Stages
 from pac_core.runtime.team import ALONE, Replicas, Team
 from pac_core.runtime.train import Trainer, train_epoch
 
@@ -51,15 +62,6 @@ class RunResult:
     output: Path
     metrics: dict[str, Any]
     model: PacModel
-
-
-@dataclass(frozen=True, eq=False)
-class Assigned:
-    """What a run works on, and which device on what of it."""
-
-    loaded: Loaded
-    train: Dataset
-    eval: Dataset
 
 
 class FineTuner:
@@ -80,6 +82,7 @@ class FineTuner:
         self.observers = list(observers)
         self.checkpoint = config.output / "checkpoint"
         self.team: Team = ALONE
+        self.stages: Stages | None = None
         self._began = 0.0
 
     def run(self) -> RunResult:
@@ -93,31 +96,46 @@ class FineTuner:
         count = device_count(self.config)
         check_writable(self.config.output)
         if count == 1:
-            return self._run(load(self.config, self.registry))
+            return self._run(load(self.config, self.registry), None)
         with Crew(self.config, count, self.registry) as crew:
             try:
-                loaded = load(self.config, self.registry)
-                self.team = Replicas(crew.connect())
-                hand_out(self.team.transport, loaded)
-                return self._run(loaded)
+                return self.lead(crew.connect)
             except TransportError as error:
                 raise crew.explain(error) from error
 
-    def take_part(self, team: Replicas) -> None:
+    def lead(self, connect: Callable[[], Transport]) -> RunResult:
+        """Run over several devices, the others of which `take_part`.
+
+        Args:
+            connect: connects with them, as their rank 0; called once the data are read and the plan is made.
+
+        Raises:
+            PeerLost: a device is gone.
+            BadInput, RunFailed, KeyboardInterrupt: as `run`.
+        """
+        loaded = load(self.config, self.registry, {} if has_stages(self.config) else None)
+        planned = run_plan(self.config, loaded, self.registry)
+        self.team = Replicas(connect())
+        hand_out(self.team.transport, loaded, planned)
+        return self._run(loaded, planned)
+
+    def take_part(self, transport: Transport) -> None:
         """Be a device of a run that another one leads.
 
         Raises:
             PeerLost: another device is gone.
             BadInput, RunFailed, KeyboardInterrupt: as `run`.
         """
-        self.team = team
-        self._run(take(team.transport, self.config, self.registry))
+        self.team = Replicas(transport)
+        self._run(*take(transport, self.config, self.registry))
 
-    def _run(self, loaded: Loaded) -> RunResult:
-        """All steps after loading; the result has metrics at the leader only."""
+    def _run(self, loaded: Loaded, planned: Plan | None) -> RunResult:
+        """All steps after loading and planning; the result has metrics at the leader only."""
         model, config, team = loaded.model, self.config, self.team
         self._began = time.perf_counter()
         plan = single_plan(config, model, team.size)
+        if planned is not None:
+            plan = {**planned.to_json(), **beside_plan(model)}
         train, held_out = (team.share_out(data, config.batch_size, config.seed) for data in (loaded.train, loaded.eval))
         work = Assigned(loaded, train, held_out)
         model.reader.reopen = partial(open_backbone, model.model_name, model.info.dtype, self.registry)
@@ -125,6 +143,8 @@ class FineTuner:
             if team.leads:
                 self._check_resumable(loaded)
             self._tell(RunStarted(config.plain(), model.trainable(), loaded.source.truncated if loaded.source else 0))
+            if planned is not None and isinstance(team, Replicas):
+                self.stages = Stages(config, work, planned, team, self.registry)
             with StopFlag() as stop:
                 filled = self._fill(work, stop)
                 progress = self._train(work, filled, stop)
@@ -150,6 +170,10 @@ class FineTuner:
         def on_progress(done: int, total: int) -> None:
             self._tell(StepDone(1, "fill", done, total, None, 0))
 
+        if self.stages is not None:
+            resumes = self.config.resume and (self.checkpoint / STATE_NAME).exists()
+            given, _ = team.from_leader({"scaled": resumes}, {})
+            return self.stages.fill(stop, on_progress, scaled=given["scaled"])
         if ahead:
             path = self.checkpoint / FILL_NAME
             planned = planned_fill(model, loaded.train, path, self.config.resume) if team.leads else ()
@@ -171,8 +195,13 @@ class FineTuner:
             self._forget_older()
             before = self._evaluate(work, 0) if work.loaded.eval else None
             progress = Progress(seconds=filled.seconds, backbone_samples=filled.backbone_samples, before=before)
+        if self.stages is not None:
+            self.stages.resume(progress, stop)
+        step = train_epoch if self.stages is None else self.stages.train_epoch
         while progress.epoch <= self.config.epochs and not self._out_of_patience(progress):
-            progress = self._epoch(work, trainer, train_epoch(trainer, progress))
+            progress = self._epoch(work, trainer, step(trainer, progress))
+        if self.stages is not None:
+            self.stages.end()
         if progress.best is not None:
             if self.team.leads and best.exists():
                 trainer.model.load_state_dict(read_tensors(best, "the best weights so far"))
@@ -205,7 +234,8 @@ class FineTuner:
         model = loaded.model
 
         def on_step(now: Progress, done: int, loss: float) -> None:
-            phase = "cached" if model.backbone.released else "fill"
+            in_stages = now.epoch == 1 and self.stages is not None and self.stages.learns
+            phase = "fill" if in_stages or not model.backbone.released else "cached"
             hits = max(done - now.backbone_samples, 0)
             self._tell(StepDone(now.epoch, phase, done, len(loaded.train), loss, hits))
 
@@ -282,7 +312,8 @@ class FineTuner:
         output, loaded = self.config.output, work.loaded
         model, source = loaded.model, loaded.source
         final = self._evaluate(work, progress.epoch) if loaded.eval else {}
-        devices = device_reports(self.team, model, time.perf_counter() - self._began)
+        names = [device for stage in plan["stages"] for device in stage["devices"]]
+        devices = device_reports(self.team, model, time.perf_counter() - self._began, names)
         if source is None:
             return RunResult(output, {}, model)
         save(self.config, model, source)

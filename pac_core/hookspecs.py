@@ -73,7 +73,7 @@ def pac_register_transports(register: Register) -> None:
 
 @hookspec
 def pac_register_schedulers(register: Register) -> None:
-    """Offer partition schedulers. No scheduler is bundled yet; the contract comes with the planner."""
+    """Offer schedulers. ``factory() -> Scheduler``; see `pac_core.contracts.scheduler.Scheduler`."""
 
 
 @hookspec

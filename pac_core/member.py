@@ -19,7 +19,6 @@ from pac_core.errors import PacError
 from pac_core.finetune import FineTuner
 from pac_core.registry import Registry
 from pac_core.runtime.crew import READY, Post, connect
-from pac_core.runtime.team import Replicas
 
 
 def main() -> int:
@@ -48,7 +47,7 @@ def take_part(post: Post) -> None:
     sys.stdout.buffer.write(READY)
     sys.stdout.buffer.flush()
     with connect(post, config.transport, registry) as transport:
-        FineTuner(config, registry=registry).take_part(Replicas(transport))
+        FineTuner(config, registry=registry).take_part(transport)
 
 
 def _end_with_leader(post: Post) -> None:

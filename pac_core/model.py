@@ -72,6 +72,7 @@ class PacModel(nn.Module):
         self.side = side
         self.task = task
         self.model_name = model_name
+        self.cache = cache
         self.info: BackboneInfo = backbone.info
         taps = {s: tap_indices(self.info.stream(s).layers, side.config.tap_every) for s in side.reads}
         self.head: PooledHead | None = None
@@ -322,6 +323,7 @@ class PacModel(nn.Module):
         copied = self.__class__.__new__(self.__class__)
         memo[id(self)] = copied
         memo[id(self.reader)] = self.reader
+        memo[id(self.cache)] = self.cache
         copied.__dict__ = copy.deepcopy(self.__dict__, memo)
         return copied
 

@@ -52,7 +52,8 @@ def finetune(
     ] = None,
     transport: Annotated[str | None, typer.Option(help="Transport between devices (default: local)")] = None,
     devices: Annotated[str | None, typer.Option(help="Processes of this machine that train (default: 1)")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="Planner of stages and groups (default: single)")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Planner of stages: pipeline, data-parallel, ...")] = None,
+    plan: Annotated[Path | None, typer.Option(help="A plan.json of a former run, to be used again.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the output folder.")] = False,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any configuration key; may be repeated.")
@@ -81,6 +82,7 @@ def finetune(
         "transport": transport,
         "devices": devices,
         "scheduler": scheduler,
+        "plan": plan,
         "resume": resume or None,
     }
     given = {key: value for key, value in flags.items() if value is not None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
@@ -10,10 +11,28 @@ from typing import Any, Literal, Self, get_args
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pac_core.contracts.backbone import Stream
+from pac_core.contracts.cluster import Cluster, Job, Profile
 from pac_core.errors import BadInput
 
 ScheduleName = Literal["1f1b", "gpipe"]
 """Orders of forward and backward; see `pac_core.runtime.schedule`."""
+
+
+class Scheduler(ABC):
+    """Decides which devices run which layers. The registered factory is ``factory() -> Scheduler``."""
+
+    @abstractmethod
+    def plan(self, profile: Profile, cluster: Cluster, job: Job) -> Plan:
+        """How the first epoch runs: a pure function, the same for the same arguments on every device.
+
+        The plan covers the chain once, begins no stage between layer 0 and ``profile.first_cut`` of a stream, uses
+        devices of the cluster by their names, and has ``job.micro_batch_size`` rows in a micro-batch if that is given.
+        It may leave devices out.
+
+        Raises:
+            BadInput: there is no such plan; the text names the device, the stage and the bytes that are missing where
+                memory is the reason.
+        """
 
 
 @dataclass(frozen=True)

@@ -65,12 +65,14 @@ def device_count(config: RunConfig) -> int:
     count = int(config.devices) if config.devices.isdecimal() else 0
     if count < 1:
         raise BadInput(f"--devices {config.devices}: this version takes a number of processes on this machine, as in 2")
-    if config.scheduler != "single" or (count == 1 and config.transport is not None):
-        raise BadInput(
-            "this version gives every device the whole model: leave --scheduler out, and --transport unless --devices "
-            f"is above 1 (found devices={config.devices}, transport={config.transport}, scheduler={config.scheduler})"
-        )
+    if count == 1 and config.transport is not None:
+        raise BadInput(f"--transport {config.transport}: nothing passes between devices; give --devices 2 or more too")
     return count
+
+
+def has_stages(config: RunConfig) -> bool:
+    """Whether epoch 1 runs by a plan over several devices, rather than on one, or on whole models beside each other."""
+    return config.devices != "1" and (config.scheduler is not None or config.plan is not None)
 
 
 def threads_each(count: int) -> int:

@@ -95,8 +95,7 @@ def calibrate(model: PacModel, examples: Sequence[Example], team: Team = ALONE) 
     Raises:
         PeerLost: another device is gone.
     """
-    step = max(len(examples) // (CALIBRATION_PAIRS if model.task.apart else CALIBRATION_SAMPLES), 1)
-    chosen = list(examples[::step])
+    chosen = calibration_samples(model, examples)
     _bring_to_leader(model, chosen, team)
     if not team.leads:
         return
@@ -105,10 +104,20 @@ def calibrate(model: PacModel, examples: Sequence[Example], team: Team = ALONE) 
     for start in range(0, len(chosen), 64):
         found = model.reader.read(chosen[start : start + 64])[last]
         taps.append({last: Taps(found.values if model.task.apart else found.values[-1:].clone(), found.rows)})
-    targets = None
-    if model.task.kind == "regression":
-        targets = torch.tensor([float(e.target) for e in examples if isinstance(e.target, int | float)])
-    model.calibrate(taps, targets)
+    model.calibrate(taps, regression_targets(model, examples))
+
+
+def calibration_samples(model: PacModel, examples: Sequence[Example]) -> list[Example]:
+    """The samples that scales are set from."""
+    step = max(len(examples) // (CALIBRATION_PAIRS if model.task.apart else CALIBRATION_SAMPLES), 1)
+    return list(examples[::step])
+
+
+def regression_targets(model: PacModel, examples: Sequence[Example]) -> torch.Tensor | None:
+    """(samples,) targets; None for tasks without numbers."""
+    if model.task.kind != "regression":
+        return None
+    return torch.tensor([float(e.target) for e in examples if isinstance(e.target, int | float)])
 
 
 def _bring_to_leader(model: PacModel, examples: Sequence[Example], team: Team) -> None:

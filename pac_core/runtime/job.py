@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import torch
 
+from pac_core.batches import Dataset
 from pac_core.config import RunConfig
 from pac_core.contracts.message import Message, Tag, Work
+from pac_core.contracts.scheduler import Plan
 from pac_core.contracts.transport import Transport
 from pac_core.errors import RunFailed
 from pac_core.examples import Example, Task
@@ -22,7 +24,16 @@ PATIENCE = 86400.0
 """Seconds that a device waits for the leader, which may have much to read. A dead one is noticed at once."""
 
 
-def hand_out(transport: Transport, loaded: Loaded) -> None:
+@dataclass(frozen=True, eq=False)
+class Assigned:
+    """What a run works on, and which device on what of it."""
+
+    loaded: Loaded
+    train: Dataset
+    eval: Dataset
+
+
+def hand_out(transport: Transport, loaded: Loaded, plan: Plan | None) -> None:
     """Tell every other device what `take` returns there.
 
     Raises:
@@ -34,6 +45,7 @@ def hand_out(transport: Transport, loaded: Loaded) -> None:
         "fingerprint": model.info.fingerprint,
         "dtype": str(model.info.dtype).removeprefix("torch."),
         "task": asdict(model.task),
+        "plan": None if plan is None else plan.to_json(),
         "messages": [-(-len(examples) // EXAMPLES_A_MESSAGE) for examples in data],
     }
     text = torch.frombuffer(bytearray(json.dumps(described).encode()), dtype=torch.uint8)
@@ -50,8 +62,9 @@ def hand_out(transport: Transport, loaded: Loaded) -> None:
         work.wait(PATIENCE)
 
 
-def take(transport: Transport, config: RunConfig, registry: Registry, leader: int = 0) -> Loaded:
-    """What the leader hands out, with this device's own backbone, side network and cache.
+def take(transport: Transport, config: RunConfig, registry: Registry, leader: int = 0) -> tuple[Loaded, Plan | None]:
+    """What the leader hands out, with this device's own backbone, side network and cache; and the plan, if there is
+    one: then the backbone holds no layers yet.
 
     Raises:
         PeerLost: the leader is gone.
@@ -61,10 +74,11 @@ def take(transport: Transport, config: RunConfig, registry: Registry, leader: in
     job = json.loads(bytes(transport.irecv(leader, Tag("job")).wait(PATIENCE).tensors["json"].numpy()))
     task = Task(**{**job["task"], "labels": tuple(job["task"]["labels"])})
     train, evaluation = (_examples(transport, leader, number, count) for number, count in enumerate(job["messages"]))
-    backbone = open_backbone(job["model"], getattr(torch, job["dtype"]), registry)
+    plan = None if job["plan"] is None else Plan.from_json(job["plan"], "the leader's plan")
+    backbone = open_backbone(job["model"], getattr(torch, job["dtype"]), registry, None if plan is None else {})
     if backbone.info.fingerprint != job["fingerprint"]:
         raise RunFailed(f"{job['model']}: the weights here are not those that the leader has; copy the model again")
-    return Loaded(attach(config, backbone, task, registry), train, evaluation, None)
+    return Loaded(attach(config, backbone, task, registry), train, evaluation, None), plan
 
 
 def _examples(transport: Transport, leader: int, number: int, messages: int) -> list[Example]:

@@ -20,6 +20,7 @@ from pac_core.examples import Example, Task
 from pac_core.hardware import multiplies_bfloat16
 from pac_core.model import PacModel
 from pac_core.registry import Registry
+from pac_core.runtime.stage import Slices
 from pac_core.tasks import target_stream
 
 
@@ -62,10 +63,13 @@ class Loaded:
         return self.model.task
 
 
-def load(config: RunConfig, registry: Registry) -> Loaded:
+def load(config: RunConfig, registry: Registry, layers: Slices | None = None) -> Loaded:
     """Read the data, load the frozen backbone, attach the adapter, open the cache.
 
     Cheap checks come first: files are read before weights are.
+
+    Args:
+        layers: the slice of the backbone to hold, as in `BackboneSource`; None holds all of it.
 
     Raises:
         BadInput: whatever is wrong with the configuration, the data or the model.
@@ -74,7 +78,7 @@ def load(config: RunConfig, registry: Registry) -> Loaded:
     samples = read_samples(config.train, columns=config.columns)
     eval_samples = read_samples(config.eval, columns=config.columns) if config.eval else []
     tokenizer = load_tokenizer(config.model)
-    backbone = open_backbone(config.model, backbone_dtype(config, samples), registry)
+    backbone = open_backbone(config.model, backbone_dtype(config, samples), registry, layers)
     task = choose_task(config, samples, backbone)
     encoder = Encoder(
         tokenizer,
@@ -117,9 +121,16 @@ def backbone_dtype(config: RunConfig, samples: Sequence[Sample]) -> torch.dtype:
     return torch.bfloat16 if rounded and pooled and multiplies_bfloat16(torch.device("cpu")) else torch.float32
 
 
-def open_backbone(model: str, dtype: torch.dtype, registry: Registry) -> Backbone:
-    """The whole frozen backbone in ``dtype``."""
-    return load_backbone(BackboneSource(path=model, dtype=dtype), registry)
+def open_backbone(
+    model: str,
+    dtype: torch.dtype,
+    registry: Registry,
+    layers: Slices | None = None,
+    fingerprint: str | None = None,
+) -> Backbone:
+    """The frozen backbone, or a slice of it; arguments as in `BackboneSource`."""
+    held = None if layers is None else dict(layers)
+    return load_backbone(BackboneSource(path=model, layers=held, dtype=dtype, fingerprint=fingerprint), registry)
 
 
 def choose_task(config: RunConfig, samples: Sequence[Sample], backbone: Backbone) -> Task:

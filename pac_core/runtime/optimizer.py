@@ -64,7 +64,7 @@ def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Ten
     ``<name>:exp_avg_sq``. Unlike its own state it does not depend on which parameters are on a device."""
     found = {}
     for name, vector, part in places(model, optimizer):
-        for key, value in optimizer.state[vector].items():
+        for key, value in optimizer.state.get(vector, {}).items():
             found[f"{name}:{key}"] = value if value.ndim == 0 else value[part]
     return found
 

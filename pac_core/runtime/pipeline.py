@@ -68,6 +68,10 @@ class Pipeline:
         transport: connects the devices, ranked as in `Plan`.
         timeout: seconds to wait for another device, its computation included; None for the transport's own.
 
+    Attributes:
+        asked: what the devices told each other in the last step: the sums of their ``asks``.
+        bytes_sent: tensors that this device has sent to others.
+
     Raises:
         BadInput: the plan is not for this model or this number of devices.
     """
@@ -85,6 +89,8 @@ class Pipeline:
         self._learns = learning_stages(plan, stage.model.side.reads)
         self._in_flight: dict[int, tuple[Sequence[Example], Passed]] = {}
         self._sends: list[Work[None]] = []
+        self.asked: tuple[float, ...] = ()
+        self.bytes_sent = 0
 
     def step(
         self,
@@ -95,6 +101,7 @@ class Pipeline:
         rate: float = 1.0,
         max_norm: float | None = None,
         tensors: Mapping[str, Tensor] | None = None,
+        asks: Sequence[float] = (),
     ) -> float:
         """One optimiser step over a batch; returns its mean loss, the same on every device.
 
@@ -104,6 +111,8 @@ class Pipeline:
             batch, tensors: as in `gradients`.
             rate: part of the peak learning rates.
             max_norm: most that the norm of all stages' gradients together may be.
+            asks: numbers, as many on every device, whose sums all of them learn with the loss (see `asked`): to agree
+                on a stop, say.
 
         Raises:
             PeerLost, TransportTimeout: another device is gone or does not answer. This device's weights are those from
@@ -112,7 +121,7 @@ class Pipeline:
         if optimizer is not None:
             optimizer.zero_grad(set_to_none=False)
         loss = self.gradients(rows, batch, tensors)
-        loss, norm = self._sums(loss, None if optimizer is None else gradient_norm(optimizer))
+        loss, norm = self._sums(loss, None if optimizer is None else gradient_norm(optimizer), asks)
         if optimizer is not None:
             clip(optimizer, max_norm, norm)
             set_rates(optimizer, rate)
@@ -249,6 +258,7 @@ class Pipeline:
             self._send(route.rank, Message(Tag("backward", self.number - 1, micro), {}, rows))
 
     def _send(self, rank: int, message: Message) -> None:
+        self.bytes_sent += message.nbytes()
         self._sends.append(self.transport.isend(rank, message, timeout=self.timeout))
 
     def _reduce(self) -> None:
@@ -259,16 +269,19 @@ class Pipeline:
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         self.transport.all_reduce(flat, self.group, timeout=self.timeout)
+        self.bytes_sent += 2 * (len(self.group) - 1) * flat.numel() * flat.element_size() // len(self.group)
         for p, gradient, summed in zip(parameters, gradients, torch.split(flat, [p.numel() for p in parameters])):
             p.grad = gradient.copy_(summed.view_as(p))
 
-    def _sums(self, loss: Tensor, norm: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The batch's loss () and the norm () of all stages' gradients; one device of each group tells the norm."""
+    def _sums(self, loss: Tensor, norm: Tensor | None, asks: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """The batch's loss () and the norm () of all stages' gradients; one device of each group tells the norm. What
+        is asked is left in `asked`."""
         counts = norm is not None and self.transport.rank == self.group[0]
         own = norm.double().square().cpu() if norm is not None and counts else torch.zeros((), dtype=torch.float64)
-        sums = torch.stack([loss, own])
+        sums = torch.cat([torch.stack([loss, own]), torch.tensor(asks, dtype=torch.float64)])
         if self.transport.size > 1:
             self.transport.all_reduce(sums, timeout=self.timeout)
+        self.asked = tuple(sums[2:].tolist())
         return sums[0], sums[1].sqrt()
 
 

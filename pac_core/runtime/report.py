@@ -17,6 +17,7 @@ from pac_core.adapter_files import write_adapter
 from pac_core.config import RunConfig
 from pac_core.examples import Example
 from pac_core.model import PacModel
+from pac_core.planning.make import BESIDE
 from pac_core.runtime.checkpoint import Progress
 from pac_core.runtime.load import Loaded, Source
 from pac_core.runtime.team import Team
@@ -37,11 +38,16 @@ def single_plan(config: RunConfig, model: PacModel, devices: int) -> dict[str, A
     layers = {stream.name: [0, stream.layers] for stream in model.info.streams if stream.name in model.side.reads}
     return {
         "scheduler": "single",
-        "backbone_dtype": str(model.info.dtype).removeprefix("torch."),
+        **beside_plan(model),
         "stages": [{"devices": device_names(devices), "layers": layers}],
         "micro_batch_size": micro,
         "micro_batches": -(-config.batch_size // micro),
     }
+
+
+def beside_plan(model: PacModel) -> dict[str, Any]:
+    """What ``plan.json`` tells beside the plan."""
+    return {BESIDE: str(model.info.dtype).removeprefix("torch.")}
 
 
 def run_identity(config: RunConfig, loaded: Loaded) -> dict[str, Any]:
@@ -78,17 +84,18 @@ def epoch_record(progress: Progress, train: Sequence[Example], metrics: dict[str
     }
 
 
-def device_reports(team: Team, model: PacModel, seconds: float) -> list[dict[str, Any]]:
+def device_reports(team: Team, model: PacModel, seconds: float, names: Sequence[str]) -> list[dict[str, Any]]:
     """What ``metrics.json`` says of each device; at the leader. All devices call it.
 
     Args:
         seconds: since this device began; without those that it waited for others it was busy.
+        names: of the devices, by rank.
     """
     own = [torch.get_num_threads(), model.reader.counters.backbone_samples, seconds - team.waited]
     kind = str(model.backbone.device)
     return [
         {"name": name, "kind": kind, "threads": int(threads), "samples_filled": int(filled), "seconds_busy": busy}
-        for name, (threads, filled, busy) in zip(device_names(team.size), team.reports(own))
+        for name, (threads, filled, busy) in zip(names, team.reports(own))
     ]
 
 

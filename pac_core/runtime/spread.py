@@ -7,7 +7,7 @@ the samples that it is to train on, its *own*.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +55,7 @@ def spread_entries(
     *,
     sources: Sequence[int] | None = None,
     timeout: float | None = None,
+    on_stored: Callable[[Sequence[int]], None] = lambda chosen: None,
 ) -> list[int]:
     """Bring the whole entries of each sample to its owner. Every device calls it with the same samples and owners.
 
@@ -65,6 +66,7 @@ def spread_entries(
         examples: the whole data set.
         owners: for each example the rank that is to have it.
         sources: for each example the one rank that sends what it has of it; all do if None.
+        on_stored: told the indices of this device's own examples that have arrived, a chunk at a time, in order.
 
     Returns:
         Indices of this device's own examples that could not be made whole, since an entry was missing or damaged: the
@@ -95,6 +97,7 @@ def spread_entries(
             }
             pieces |= {rank: work.wait(timeout).tensors for rank, work in zip(others, coming.pop(turn), strict=True)}
             absent += _put(plan, holding, examples, own[turn], pieces)
+            on_stored(own[turn])
         while sends:
             sends.pop().wait(timeout)
     return absent

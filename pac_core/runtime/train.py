@@ -34,6 +34,7 @@ class Trainer:
         identity: what must agree to resume.
         on_step: told of progress, at most a few times a second: samples done and mean loss.
         team: the devices that make every step together.
+        ready: called with the samples of a micro-batch before their entries are read; returns once they are there.
     """
 
     config: RunConfig
@@ -46,6 +47,7 @@ class Trainer:
     stop: StopFlag
     on_step: Callable[[Progress, int, float], None]
     team: Team = ALONE
+    ready: Callable[[Sequence[int]], None] = lambda samples: None
 
 
 def train_epoch(trainer: Trainer, progress: Progress) -> Progress:
@@ -58,7 +60,7 @@ def train_epoch(trainer: Trainer, progress: Progress) -> Progress:
         PeerLost: another device is gone.
     """
     config, model, team = trainer.config, trainer.model, trainer.team
-    batches = epoch_batches(trainer.data, np.random.default_rng((config.seed, progress.epoch)))
+    batches = epoch_batches(trainer.data, config.seed, progress.epoch)
     model.train()
     rate = lr_factor(config.optimizer, trainer.steps_per_epoch * config.epochs)
     base = progress.backbone_samples - model.reader.counters.backbone_samples
@@ -118,7 +120,12 @@ def steps(trainer: Trainer, batches: Sequence[list[int]]) -> Iterator[tuple[list
     wanted = ([trainer.data.examples[i] for i in piece] for pieces in parts for piece in pieces)
     found = trainer.model.reader.read_each(wanted)
     for batch, pieces in zip(batches, parts):
-        yield [trainer.data.examples[i] for i in batch], (next(found) for _ in pieces)
+        yield [trainer.data.examples[i] for i in batch], (_taken(trainer, found, piece) for piece in pieces)
+
+
+def _taken(trainer: Trainer, found: Iterator[Micro], piece: Sequence[int]) -> Micro:
+    trainer.ready(piece)
+    return next(found)
 
 
 def _tokens(taps: dict[str, Taps]) -> int:

@@ -48,7 +48,7 @@ def test_defaults_in_the_help_of_finetune_are_those_of_the_configuration(pac: An
     plain = RunConfig(model="m", train="t").plain()
     flat = plain | {f"{part}.{k}": v for part in ("optimizer", "cache", "adapter") for k, v in plain[part].items()}
     keys = ("task", "output", "epochs", "optimizer.lr", "batch_size", "seed", "adapter.name", "adapter.reduction")
-    for key in (*keys, "cache.store", "cache.dtype", "devices", "scheduler"):
+    for key in (*keys, "cache.store", "cache.dtype", "devices"):
         assert f"(default: {flat[key]})" in text, key
 
 

@@ -202,7 +202,6 @@ def test_a_process_that_cannot_start_ends_the_run_with_its_reason(
     [
         ({"devices": "0"}, "--devices 0"),
         ({"devices": "cluster.yaml"}, "--devices cluster.yaml: this version takes a number of processes"),
-        ({"devices": 2, "scheduler": "other"}, "leave --scheduler out"),
         ({"devices": 2, "transport": "locl"}, "did you mean 'local'"),
         ({"devices": 2, "train": "nowhere.jsonl"}, "nowhere.jsonl"),
     ],

@@ -223,7 +223,7 @@ def test_chat_messages(run: Any, answers: Any) -> None:
         ({"cache__store": "dsk"}, "did you mean 'disk'"),
         ({"model": "/nowhere"}, "/nowhere"),
         ({"train": "nowhere.jsonl"}, "nowhere.jsonl"),
-        ({"devices": "2", "scheduler": "mine"}, "leave --scheduler out"),
+        ({"scheduler": "mine"}, "scheduler 'mine' is not known"),
         ({"task": "causal-lm"}, "causal-lm needs"),
     ],
     ids=str,

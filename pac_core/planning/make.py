@@ -1,0 +1,56 @@
+"""Plans: made by a scheduler, or read from a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from pac_core.contracts.cluster import Cluster, DeviceProfile, Job, Link, Profile
+from pac_core.contracts.scheduler import Plan, Scheduler
+from pac_core.errors import BadInput
+from pac_core.files import read_json
+from pac_core.registry import Registry
+
+BESIDE = "backbone_dtype"
+"""Field of ``plan.json`` that tells of the run and is no part of the plan."""
+
+
+def plan(profile: Profile, cluster: Cluster, job: Job, scheduler: str, registry: Registry | None = None) -> Plan:
+    """The plan that the scheduler registered as ``scheduler`` makes.
+
+    Raises:
+        UnknownPlugin: there is none of this name.
+        BadInput: nothing fits.
+    """
+    made: Scheduler = (registry or Registry()).get("schedulers", scheduler)()
+    return made.plan(profile, cluster, job)
+
+
+def read_plan(path: Path, devices: Sequence[str]) -> Plan:
+    """The plan in a file that a run wrote.
+
+    Raises:
+        BadInput: there is no plan in it, or it is for other devices than ``devices``.
+    """
+    given = read_json(path, "the plan")
+    fields = {k: v for k, v in given.items() if k != BESIDE} if isinstance(given, dict) else given
+    found = Plan.from_json(fields, str(path))
+    named = [device for stage in found.stages for device in stage.devices]
+    if sorted(named) != sorted(devices):
+        raise BadInput(
+            f"{path}: a plan for other devices: it names {', '.join(named)}, and this run has {', '.join(devices)}; "
+            "leave --plan out to make a new one"
+        )
+    return found
+
+
+def local_cluster(names: Sequence[str], threads: int) -> Cluster:
+    """Processes of this machine, which are alike: only the ratios of their speeds count.
+
+    Args:
+        threads: compute threads of each.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(names)
+    devices = tuple(DeviceProfile(name, 1e10 * threads, memory) for name in names)
+    return Cluster(devices, default=Link(1e10, 1e-4))

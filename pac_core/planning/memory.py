@@ -1,0 +1,35 @@
+"""How much memory a stage takes on a device; schedulers and their tests go by it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pac_core.contracts.cluster import DeviceProfile, Job, Profile
+
+
+def stage_bytes(profile: Profile, layers: Mapping[str, tuple[int, int]], job: Job, rows: int, in_flight: int) -> int:
+    """Bytes that a stage takes on one device: weights, what training the side network adds, and the activations of the
+    micro-batches in flight, as long as the longest sample.
+
+    Args:
+        layers: its slices, as in `StagePlan`.
+        rows: rows of a micro-batch that the device works on.
+        in_flight: micro-batches that have gone forward and not yet backward.
+    """
+    held = [profile.layers[stream][i] for stream, (first, last) in layers.items() for i in range(first, last)]
+    begun = [stream for stream, (first, _) in layers.items() if first == 0]
+    final = list(profile.layers)[-1]
+    ends = layers.get(final, (0, 0))[1] == len(profile.layers[final])
+    weights = sum(layer.weight_bytes + layer.side_bytes for layer in held)
+    weights += sum(profile.embedding_bytes.get(stream, 0) for stream in begun) + ends * profile.head_bytes
+    kept = sum(layer.kept_bytes for layer in held)
+    return weights + rows * job.max_length * in_flight * kept
+
+
+def lack(device: DeviceProfile, stage: int, needed: int) -> str:
+    """For errors: what ``device`` lacks for stage ``stage`` (from 0), which takes ``needed`` bytes."""
+    missing = needed - device.memory_bytes
+    return (
+        f"device {device.name}, stage {stage + 1}: {needed:,} bytes are needed and {device.memory_bytes:,} there are, "
+        f"{missing:,} are missing"
+    )

@@ -1,0 +1,48 @@
+"""Step 3 of a run: its plan."""
+
+from __future__ import annotations
+
+from pac_core.config import RunConfig
+from pac_core.contracts.cluster import Job
+from pac_core.contracts.scheduler import Plan
+from pac_core.errors import BadInput
+from pac_core.planning.make import local_cluster, plan, read_plan
+from pac_core.planning.profile import analytic_profile
+from pac_core.registry import Registry
+from pac_core.runtime.crew import device_count, threads_each
+from pac_core.runtime.load import Loaded
+from pac_core.runtime.report import device_names
+from pac_core.runtime.stage import chain
+
+
+def run_plan(config: RunConfig, loaded: Loaded, registry: Registry) -> Plan | None:
+    """The plan in the file that the configuration names, or one that its scheduler makes; None if it names neither.
+
+    Raises:
+        UnknownPlugin: there is no such scheduler.
+        BadInput: the plan is for other devices or another model, leaves devices out, or nothing fits.
+    """
+    count = device_count(config)
+    names = device_names(count)
+    if config.plan is not None:
+        found = read_plan(config.plan, names)
+    elif config.scheduler is None:
+        return None
+    else:
+        model, cluster = loaded.model, local_cluster(names, threads_each(count))
+        profile = analytic_profile(model.info, config.adapter, model.side.target, head=loaded.task.generates)
+        found = plan(profile, cluster, job_of(config, loaded), config.scheduler, registry)
+    if found.size != count:
+        raise BadInput(
+            f"the plan uses {found.size} of {count} devices: leave --scheduler out, choose another, or give --devices "
+            f"{found.size}"
+        )
+    found.check(chain(loaded.model.info, loaded.model.side.target))
+    return found
+
+
+def job_of(config: RunConfig, loaded: Loaded) -> Job:
+    """What an optimiser step of a run works on."""
+    lengths = [len(example) for example in loaded.train]
+    dtype = str(loaded.model.info.dtype).removeprefix("torch.")
+    return Job(config.batch_size, config.micro_batch_size, sum(lengths) / len(lengths), max(lengths), dtype)

@@ -1,0 +1,38 @@
+"""Bundled schedulers: single, data-parallel and pipeline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pac_core.hookspecs import Register, hookimpl
+
+if TYPE_CHECKING:  # importing it would import torch, and hooks run whenever pac starts
+    from pac_core.contracts.scheduler import Scheduler
+
+
+def make_single() -> Scheduler:
+    """A `SingleScheduler`."""
+    from pac_plugins.schedulers.single import SingleScheduler
+
+    return SingleScheduler()
+
+
+def make_data_parallel() -> Scheduler:
+    """A `DataParallelScheduler`."""
+    from pac_plugins.schedulers.data_parallel import DataParallelScheduler
+
+    return DataParallelScheduler()
+
+
+def make_pipeline() -> Scheduler:
+    """A `PipelineScheduler`."""
+    from pac_plugins.schedulers.pipeline import PipelineScheduler
+
+    return PipelineScheduler()
+
+
+@hookimpl
+def pac_register_schedulers(register: Register) -> None:
+    register("single", make_single, summary="the whole model on the fastest device that has room for it")
+    register("data-parallel", make_data_parallel, summary="the whole model on every device, rows by speed")
+    register("pipeline", make_pipeline, summary="a stage for each device, layers by speed and memory")
