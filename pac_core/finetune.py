@@ -18,6 +18,7 @@ from pac_core.files import check_writable, read_tensors, write_json, write_tenso
 from pac_core.metrics import watched
 from pac_core.model import PacModel
 from pac_core.registry import Registry
+from pac_core.runtime.audience import Audience, Observer
 from pac_core.runtime.checkpoint import (
     BEST_NAME,
     FILL_NAME,
@@ -28,16 +29,24 @@ from pac_core.runtime.checkpoint import (
     save_checkpoint,
 )
 from pac_core.runtime.crew import Crew, device_count
-from pac_core.runtime.evaluate import evaluate, generated_metrics
+from pac_core.runtime.evaluate import Evaluation, evaluate, generated_metrics
 from pac_core.runtime.fill import Filled, calibrate, check_shared, planned_fill, prefill, release
 from pac_core.runtime.interrupt import StopFlag
 from pac_core.runtime.load import Loaded, load, open_backbone
+from pac_core.runtime.monitor import Monitor, Reading, places
 from pac_core.runtime.optimizer import make_optimizer
-from pac_core.runtime.report import device_reports, epoch_record, run_identity, run_metrics, save, single_plan
+from pac_core.runtime.recorder import Recorder
+from pac_core.runtime.report import (
+    device_reports,
+    epoch_record,
+    run_identity,
+    run_metrics,
+    save,
+    single_plan,
+    write_report,
+)
 from pac_core.runtime.team import ALONE, Replicas, Team
 from pac_core.runtime.train import Trainer, epoch_batches, train_epoch
-
-Observer = Callable[[Event], None]
 
 log = logging.getLogger("pac")
 
@@ -66,10 +75,12 @@ class FineTuner:
     ) -> None:
         self.config = config
         self.registry = registry or Registry()
-        self.observers = list(observers)
         self.checkpoint = config.output / "checkpoint"
         self.team: Team = ALONE
         self._began = 0.0
+        self._audience = Audience(self.registry, [self._record, *observers])
+        self._recorder = Recorder()
+        self._phase = "load"
 
     def run(self) -> RunResult:
         """Load, plan, fill, train, evaluate, save.
@@ -101,6 +112,7 @@ class FineTuner:
         Raises:
             PeerLost: another device is gone.
         """
+        self._recorder, self._phase = Recorder(), "load"
         loaded = load(self.config, self.registry)
         self.team, self._began = team(loaded.model.info.fingerprint), time.perf_counter()
         plan = single_plan(self.config, loaded.model, self.team.size)
@@ -109,12 +121,18 @@ class FineTuner:
             check_shared(loaded.model, self.config.cache.store, self.team)
             self._check_resumable(loaded)
             self._tell(RunStarted(self.config.plain(), loaded.model.trainable(), loaded.truncated))
-            with StopFlag() as stop:
+            with StopFlag() as stop, self._monitor(plan):
                 filled = self._fill(loaded, stop)
                 progress = self._train(loaded, filled, stop)
             return self._finish(loaded, progress, plan)
         finally:
             loaded.model.reader.close()
+
+    def _monitor(self, plan: dict[str, Any]) -> Monitor:
+        def read() -> Reading:
+            return Reading(self._phase, self.team.waited, self.team.sent)
+
+        return Monitor(self.team.transport, places(plan), read, self._tell)
 
     def _check_resumable(self, loaded: Loaded) -> None:
         """Refuse a checkpoint that cannot be gone on from before anything that takes long is done."""
@@ -154,7 +172,7 @@ class FineTuner:
             progress = load_checkpoint(trainer.checkpoint, trainer.model, trainer.optimizer, trainer.identity)
         else:
             self._forget_older()
-            before = self._evaluate(loaded, 0) if loaded.eval else None
+            before = self._evaluate(loaded, 0).metrics if loaded.eval else None
             progress = Progress(seconds=filled.seconds, backbone_samples=filled.backbone_samples, before=before)
         self.team.meet(stop)  # the leader may write the checkpoint only once all have read it
         while progress.epoch <= self.config.epochs and not self._out_of_patience(progress):
@@ -197,7 +215,7 @@ class FineTuner:
         assert model.reader.cache is not None
         model.reader.cache.flush()
         self._check_finite(progress.epoch, progress.loss_sum)
-        metrics = self._evaluate(loaded, progress.epoch) if loaded.eval else {}
+        metrics = self._evaluate(loaded, progress.epoch).metrics if loaded.eval else {}
         self._check_finite(progress.epoch, metrics.get("loss", 0.0))
         self._release(loaded)
         record = epoch_record(progress, loaded.train, metrics)
@@ -231,12 +249,12 @@ class FineTuner:
         if not loaded.model.backbone.released and not release(loaded.model, [*loaded.train, *loaded.eval]):
             log.warning("the cache could not hold every sample, so the backbone stays in memory and runs again")
 
-    def _evaluate(self, loaded: Loaded, epoch: int) -> dict[str, float]:
+    def _evaluate(self, loaded: Loaded, epoch: int) -> Evaluation:
         def on_progress(done: int) -> None:
             done = min(done * self.team.size, len(loaded.eval))
             self._tell(StepDone(epoch, "evaluate", done, len(loaded.eval), None, done))
 
-        return evaluate(loaded.model, loaded.eval, self.config.batch_size, on_progress, self.team).metrics
+        return evaluate(loaded.model, loaded.eval, self.config.batch_size, on_progress, self.team)
 
     def _out_of_patience(self, progress: Progress) -> bool:
         patience = self.config.early_stopping
@@ -245,21 +263,23 @@ class FineTuner:
     def _finish(self, loaded: Loaded, progress: Progress, plan: dict[str, Any]) -> RunResult:
         """Evaluate the best weights, generate answers where the task is text, save everything."""
         output, model = self.config.output, loaded.model
-        final = self._evaluate(loaded, progress.epoch) if loaded.eval else {}
+        final = self._evaluate(loaded, progress.epoch) if loaded.eval else Evaluation({}, [])
         devices = device_reports(self.team, model, time.perf_counter() - self._began)
         if not self.team.leads:
             return RunResult(output, {}, model)
         save(self.config, loaded)
         if model.task.generates and loaded.eval and self.config.generation.eval_samples:
-            final |= self._generated(loaded)
-        metrics = run_metrics(loaded, progress, plan, final, devices)
+            written = self._generated(loaded)
+            final = Evaluation(final.metrics | written.metrics, written.predictions)
+        metrics = run_metrics(loaded, progress, plan, final.metrics, devices)
         write_json(output / "plan.json", plan)
         write_json(output / "metrics.json", metrics)
+        write_report(self.config, loaded, metrics, final.predictions, self._recorder)
         self._tell(RunFinished(metrics))
         return RunResult(output, metrics, model)
 
-    def _generated(self, loaded: Loaded) -> dict[str, float]:
-        """Scores of generated answers; the backbone is loaded again for them."""
+    def _generated(self, loaded: Loaded) -> Evaluation:
+        """Generated answers and their scores; the backbone is loaded again for them."""
         model, settings = loaded.model, self.config.generation
         model.reader.need_backbone("answers are to be generated")
         chosen = loaded.eval_samples[: settings.eval_samples]
@@ -272,12 +292,10 @@ class FineTuner:
         )
 
     def _tell(self, event: Event) -> None:
-        if not self.team.leads:
-            return
-        for observer in list(self.observers):
-            try:
-                observer(event)
-            except Exception:  # a stranger's code may fail in any way
-                self.observers.remove(observer)
-                log.exception("observer %r failed and is left out", observer)
-        self.registry.tell(event)
+        if isinstance(event, StepDone):
+            self._phase = event.phase
+        if self.team.leads:
+            self._audience(event)
+
+    def _record(self, event: Event) -> None:
+        self._recorder(event)

@@ -15,6 +15,8 @@ from pac_core.contracts.transport import Transport
 from pac_core.errors import PeerLost
 from pac_core.model import PacModel
 from pac_core.runtime.interrupt import StopFlag
+from pac_core.runtime.metered import Metered
+from pac_core.runtime.stopwatch import Stopwatch
 
 PATIENCE = 86400.0
 """Seconds to wait for a device that is alive: it may have much more to do. A dead one is noticed at once."""
@@ -29,18 +31,28 @@ class Team:
         rank: number of this device; 0 leads: it alone writes files and tells of progress.
         size: number of devices.
         bytes_sent: tensors that all devices together have sent to each other.
-        waited: seconds that this device has spent waiting for others.
+        transport: connects the devices; None where there is one.
     """
 
     rank = 0
     size = 1
     bytes_sent = 0
-    waited = 0.0
+    transport: Metered | None = None
 
     @property
     def leads(self) -> bool:
         """Whether this is the device that writes files and tells of progress."""
         return self.rank == 0
+
+    @property
+    def waited(self) -> float:
+        """Seconds that this device has spent waiting for others."""
+        return 0.0
+
+    @property
+    def sent(self) -> int:
+        """Bytes of tensors that this device has sent."""
+        return 0 if self.transport is None else self.transport.sent
 
     def share(self, weights: Sequence[int]) -> list[int]:
         """Indices of this device's part of things that weigh so much each, in order."""
@@ -101,12 +113,17 @@ class Replicas(Team):
     """
 
     def __init__(self, transport: Transport) -> None:
-        self.transport = transport
+        self.transport: Metered = Metered(transport)
         self.rank = transport.rank
         self.size = transport.size
         self._others = [rank for rank in range(self.size) if rank != self.rank]
         self._stops = False
         self._meetings = 0
+        self._waiting = Stopwatch()
+
+    @property
+    def waited(self) -> float:
+        return self._waiting.seconds
 
     def share(self, weights: Sequence[int]) -> list[int]:
         return shares(weights, self.size)[self.rank]
@@ -151,25 +168,23 @@ class Replicas(Team):
         return [device.tolist() for device in found or ()]
 
     def meet(self, stop: StopFlag) -> None:
-        began = time.perf_counter()
         tag = Tag("meet", 0, self._meetings)
         self._meetings += 1
         coming = [self.transport.irecv(rank, tag) for rank in self._others]
         going = [self.transport.isend(rank, Message(tag)) for rank in self._others]
-        for arriving in coming:
-            _wait(arriving, stop)
-        for leaving in going:
-            _wait(leaving, stop)
-        self.waited += time.perf_counter() - began
+        with self._waiting:
+            for arriving in coming:
+                _wait(arriving, stop)
+            for leaving in going:
+                _wait(leaving, stop)
 
     def check(self) -> None:
         for rank, reason in self.transport.lost().items():
             raise PeerLost(rank, reason)
 
     def _sum(self, tensor: Tensor) -> None:
-        began = time.perf_counter()
-        self.transport.all_reduce(tensor, timeout=PATIENCE)
-        self.waited += time.perf_counter() - began
+        with self._waiting:
+            self.transport.all_reduce(tensor, timeout=PATIENCE)
         self.bytes_sent += 2 * (self.size - 1) * tensor.numel() * tensor.element_size()
 
 
