@@ -78,8 +78,8 @@ class FineTuner:
         self.checkpoint = config.output / "checkpoint"
         self.team: Team = ALONE
         self._began = 0.0
-        self._audience = Audience(self.registry, [self._record, *observers])
         self._recorder = Recorder()
+        self._audience = Audience(self.registry, [self._recorder, *observers])
         self._phase = "load"
 
     def run(self) -> RunResult:
@@ -112,7 +112,8 @@ class FineTuner:
         Raises:
             PeerLost: another device is gone.
         """
-        self._recorder, self._phase = Recorder(), "load"
+        self._recorder.begin()
+        self._phase = "load"
         loaded = load(self.config, self.registry)
         self.team, self._began = team(loaded.model.info.fingerprint), time.perf_counter()
         plan = single_plan(self.config, loaded.model, self.team.size)
@@ -296,6 +297,3 @@ class FineTuner:
             self._phase = event.phase
         if self.team.leads:
             self._audience(event)
-
-    def _record(self, event: Event) -> None:
-        self._recorder(event)

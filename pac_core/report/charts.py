@@ -9,10 +9,10 @@ from markupsafe import Markup
 
 from pac_core.report.svg import Element, add, markup, picture, round_steps, write_text
 
-WIDTH, HEIGHT = 360.0, 210.0
+WIDTH, HEIGHT = 360.0, 214.0
 """As wide as a phone, so that text is not shrunk there."""
 
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 10.0, 28.0
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 10.0, 32.0
 
 COLOURS = 6
 """Curves that the style sheet tells apart."""
@@ -66,8 +66,8 @@ def _axes(
         add(chart, "line", "grid", x1=LEFT, x2=WIDTH - RIGHT, y1=up(step), y2=up(step))
         write_text(chart, LEFT - 6, up(step) + 4, f"{step:.6g}", anchor="end")
     for epoch in epochs[:: -(-len(epochs) // 8)]:
-        write_text(chart, across(epoch), HEIGHT - 12, str(epoch), anchor="middle")
-    write_text(chart, WIDTH - RIGHT, HEIGHT - 1, "epoch", anchor="end")
+        write_text(chart, across(epoch), HEIGHT - 17, str(epoch), anchor="middle")
+    write_text(chart, WIDTH - RIGHT, HEIGHT - 4, "epoch", anchor="end")
 
 
 def _curve(chart: Element, colour: str, places: Sequence[tuple[float, float]]) -> None:

@@ -35,13 +35,12 @@ def outcomes(
 
 
 def _numbers(samples: Sequence[Sample], examples: Sequence[Example], predictions: Sequence[Any]) -> tuple[Outcome, ...]:
-    errors = [
-        abs(float(p) - float(e.target)) for e, p in zip(examples, predictions) if isinstance(e.target, int | float)
-    ]
+    targets = [float(e.target) for e in examples if isinstance(e.target, int | float)]
+    errors = [abs(prediction - target) for prediction, target in zip(predictions, targets)]
     order = sorted(range(len(errors)), key=lambda i: -errors[i])
     chosen = order if len(order) <= SHOWN_WRONG + SHOWN_RIGHT else [*order[:SHOWN_WRONG], *order[-SHOWN_RIGHT:]]
     return tuple(
-        Outcome(_text(samples[i]), f"{examples[i].target:g}", f"{predictions[i]:.3g}", False, errors[i]) for i in chosen
+        Outcome(_text(samples[i]), f"{targets[i]:g}", f"{predictions[i]:.3g}", False, errors[i]) for i in chosen
     )
 
 

@@ -12,9 +12,11 @@ from pac_core.report.charts import Bar, Curve, bars, curves
 from pac_core.report.content import Content, Outcome
 from pac_core.report.svg import add, markup, picture
 from pac_core.report.timeline import shares, timeline
-from pac_core.report.words import amount, percent, phase_words, score, size, span_of_time
+from pac_core.report.words import amount, count, percent, phase_words, score, size, span_of_time
 
 UNKNOWN = "–"
+
+LED = "On the device that leads the run."
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def sections(content: Content) -> Iterator[Section]:
     if content.metrics["epochs"]:
         yield Section("Learning", figures=tuple(_learning(content.metrics)))
     if content.phases:
-        yield Section("Time and memory", figures=(_phases(content),))
+        yield Section("Time and memory", figures=tuple(_phases(content)))
     yield _devices(content)
     yield _plan(content.metrics["plan"])
     if content.timeline:
@@ -132,16 +134,18 @@ def _line(number: int) -> Markup:
 # time and memory
 
 
-def _phases(content: Content) -> Figure:
-    drawn = [Bar(phase_words(p.phase), p.seconds, span_of_time(p.seconds)) for p in content.phases]
+def _phases(content: Content) -> Iterator[Figure]:
+    names = [phase_words(phase.phase) for phase in content.phases]
     whole = sum(phase.seconds for phase in content.phases) or 1.0
     rows = [
-        (phase_words(p.phase), span_of_time(p.seconds), percent(p.seconds / whole), size(p.resident_bytes))
-        for p in content.phases
+        (name, span_of_time(p.seconds), percent(p.seconds / whole), size(p.resident_bytes))
+        for name, p in zip(names, content.phases)
     ]
-    title = "Time by phase"
-    table = Table(title, (*_words("phase"), *_numbers("time", "share", "memory in use, at most")), tuple(rows))
-    return Figure(title, bars("seconds that each phase took", drawn), table)
+    columns = (*_words("phase"), *_numbers("time", "share", "memory"))
+    took = [Bar(name, p.seconds, span_of_time(p.seconds)) for name, p in zip(names, content.phases)]
+    used = [Bar(name, p.resident_bytes, size(p.resident_bytes)) for name, p in zip(names, content.phases)]
+    for title, drawn in (("Time by phase", took), ("Memory in use by phase, at most", used)):
+        yield Figure(title, bars(title, drawn), Table(title, columns, tuple(rows)), caption=LED)
 
 
 # devices and plan
@@ -159,7 +163,7 @@ def _devices(content: Content) -> Section:
             (u.device, phase_words(u.phase), percent(u.busy), f"{size(u.bytes_per_s)}/s", size(u.resident_bytes))
             for u in content.device_use
         ]
-        columns = (*_words("device", "phase"), *_numbers("busy", "sent", "memory in use, at most"))
+        columns = (*_words("device", "phase"), *_numbers("busy", "sent", "memory"))
         tables.append(Table("By phase", columns, tuple(use)))
     text = "Busy is the share of time in which a device did not wait for others." if content.device_use else ""
     return Section("Devices", text, tables=tuple(tables))
@@ -191,7 +195,7 @@ def _plan(plan: Mapping[str, Any]) -> Section:
     if "schedule" in plan:
         parts.append(f"order {plan['schedule']}")
     if "micro_batch_size" in plan:
-        parts.append(f"{plan['micro_batches']} micro-batches of {plan['micro_batch_size']} rows")
+        parts.append(f"{count(plan['micro_batches'], 'micro-batch')} of {count(plan['micro_batch_size'], 'row')}")
     return Section("Plan", f"{', '.join(parts)}.", tables=(Table("Plan", columns, tuple(rows)),))
 
 
@@ -226,18 +230,15 @@ def _cache(metrics: Mapping[str, Any]) -> Section:
     cache = metrics["cache"]
     hits = sum(record["cache_hits"] for record in metrics["epochs"])
     backbone = sum(record["backbone_samples"] for record in metrics["epochs"])
-    saved = (
-        f" ({percent(1 - cache['bytes'] / cache['bytes_raw'])} less)" if 0 < cache["bytes"] < cache["bytes_raw"] else ""
-    )
     rows = [
         ("entries", amount(cache["entries"])),
-        ("size", f"{size(cache['bytes'])}{saved}"),
+        ("size", size(cache["bytes"])),
         ("size before compression", size(cache["bytes_raw"])),
         ("samples read from the cache, all epochs", amount(hits)),
         ("samples that ran through the backbone", amount(backbone)),
         ("damaged entries, computed again", amount(cache["damaged"])),
     ]
-    return Section("Cache", tables=(Table("Cache", (*_words(""), *_numbers("value")), tuple(rows)),))
+    return Section("Cache", tables=(Table("Cache", (*_words("what"), *_numbers("figure")), tuple(rows)),))
 
 
 def _outcomes(outcomes: Sequence[Outcome]) -> Section:

@@ -9,13 +9,11 @@ def size(number: float) -> str:
     >>> size(3 * 2**20), size(900)
     ('3.0 MiB', '900 B')
     """
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024:
-            break
-        number /= 1024
-    else:
-        unit = "TiB"
-    return f"{number:.0f} B" if unit == "B" else f"{number:.1f} {unit}"
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = 0
+    while number >= 1024 and power + 1 < len(units):
+        number, power = number / 1024, power + 1
+    return f"{number:.{min(power, 1)}f} {units[power]}"
 
 
 def span_of_time(seconds: float) -> str:
@@ -42,7 +40,8 @@ def count(number: int, thing: str) -> str:
     >>> count(1, "device"), count(1200, "sample")
     ('1 device', '1,200 samples')
     """
-    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+    plural = f"{thing}es" if thing.endswith("ch") else f"{thing}s"
+    return f"{number:,} {thing if number == 1 else plural}"
 
 
 def percent(share: float) -> str:

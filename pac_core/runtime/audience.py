@@ -15,8 +15,10 @@ log = logging.getLogger("pac")
 
 
 class Audience:
-    """Tells of one event at a time, from whatever thread: the statuses of devices come from one of their own. An observer
-    that fails is reported and left out."""
+    """Tells of one event at a time, whatever thread it comes from: the statuses of devices have one of their own.
+
+    An observer that fails is reported and left out.
+    """
 
     def __init__(self, registry: Registry, observers: Sequence[Observer]) -> None:
         self._registry = registry

@@ -39,9 +39,10 @@ def places(plan: Mapping[str, Any]) -> list[tuple[str, int]]:
 
 
 class Monitor:
-    """While entered, a thread sends this device's status to the leader, and the leader's tells of all of them. A run of
-    one device has no thread. What is sent is a message without tensors a second, and never a second one before the first
-    has gone, so a leader that is busy is not swamped.
+    """While entered, a thread sends this device's status to the leader, and the leader's tells of all of them.
+
+    A run of one device has no thread. What is sent is a message without tensors a second, and none while the one before
+    it has not gone, so that they do not pile up.
 
     Args:
         transport: connects the devices; None where there is one.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pac_core.events import (
     CheckpointSaved,
@@ -30,23 +30,30 @@ class _Sum:
     resident: int = 0
 
 
-@dataclass
 class Recorder:
     """Call it with every event, in order; it takes the time between two events for the phase of the later one.
 
     Args:
         clock: seconds.
         resident: bytes of memory in use.
+
+    Attributes:
+        timeline: of a mini-batch; empty if none was told of.
     """
 
-    clock: Callable[[], float] = time.perf_counter
-    resident: Callable[[], int] = resident_bytes
-    timeline: tuple[Span, ...] = ()
-    _phases: dict[str, PhaseUse] = field(default_factory=dict)
-    _devices: dict[tuple[str, str], _Sum] = field(default_factory=dict)
+    def __init__(
+        self, clock: Callable[[], float] = time.perf_counter, resident: Callable[[], int] = resident_bytes
+    ) -> None:
+        self._clock = clock
+        self._resident = resident
+        self.begin()
 
-    def __post_init__(self) -> None:
-        self._last = self.clock()
+    def begin(self) -> None:
+        """A run begins now."""
+        self.timeline: tuple[Span, ...] = ()
+        self._phases: dict[str, PhaseUse] = {}
+        self._devices: dict[tuple[str, str], _Sum] = {}
+        self._last = self._clock()
 
     def __call__(self, event: Event) -> None:
         """Note one event."""
@@ -59,9 +66,9 @@ class Recorder:
 
     def spent(self, phase: str) -> None:
         """Say that the time since the last event went into ``phase``."""
-        now = self.clock()
+        now = self._clock()
         before = self._phases.get(phase, PhaseUse(phase, 0.0, 0))
-        resident = max(before.resident_bytes, self.resident())
+        resident = max(before.resident_bytes, self._resident())
         self._phases[phase] = PhaseUse(phase, before.seconds + now - self._last, resident)
         self._last = now
 
