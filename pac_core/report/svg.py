@@ -49,7 +49,8 @@ def round_steps(low: float, high: float, count: int = 4) -> list[float]:
     >>> round_steps(0.13, 0.92)
     [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     """
-    spread = high - low or abs(high) or 1.0
+    size = max(abs(low), abs(high), 1e-6)
+    spread = high - low if high - low > 1e-6 * size else size
     rough = spread / count
     unit = 10.0 ** math.floor(math.log10(rough))
     step = unit * next(factor for factor in (1, 2, 5, 10) if factor * unit >= rough * 0.99)

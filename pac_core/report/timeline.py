@@ -31,7 +31,7 @@ def timeline(spans: Sequence[Span]) -> Markup:
     start, end = _limits(spans)
     height = TOP + ROW * len(rows)
     chart = picture(WIDTH, height, f"what {len(rows)} devices did in one mini-batch", "timeline")
-    scale = (WIDTH - LEFT - RIGHT) / ((end - start) or 1.0)
+    scale = (WIDTH - LEFT - RIGHT) / max(end - start, 1e-9)
     _clock(chart, end - start, scale, height)
     for number, (device, own) in enumerate(rows.items()):
         top = TOP + ROW * number
