@@ -37,10 +37,10 @@ def amount(number: float) -> str:
 def count(number: int, thing: str) -> str:
     """A number of things.
 
-    >>> count(1, "device"), count(1200, "sample")
-    ('1 device', '1,200 samples')
+    >>> count(1, "device"), count(1200, "epoch"), count(2, "micro-batch")
+    ('1 device', '1,200 epochs', '2 micro-batches')
     """
-    plural = f"{thing}es" if thing.endswith("ch") else f"{thing}s"
+    plural = f"{thing}es" if thing.endswith("tch") else f"{thing}s"
     return f"{number:,} {thing if number == 1 else plural}"
 
 

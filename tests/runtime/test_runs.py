@@ -23,7 +23,14 @@ def equal(one: dict[str, Any], two: dict[str, Any]) -> bool:
 def test_a_run_leaves_what_the_design_promises(run: Any, texts: Any, write: Any) -> None:
     result = run(eval=write("eval.jsonl", texts(10, seed=1)))
     left = {path.name for path in result.output.iterdir()}
-    promised = {"adapter_config.json", "adapter_model.safetensors", "plan.json", "metrics.json", "report.html", "checkpoint"}
+    promised = {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "plan.json",
+        "metrics.json",
+        "report.html",
+        "checkpoint",
+    }
     assert promised | {"tokenizer.json"} <= left
     metrics = json.loads((result.output / "metrics.json").read_text())
     assert metrics == json.loads(json.dumps(result.metrics))
