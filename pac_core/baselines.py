@@ -27,10 +27,10 @@ from pac_core.data import infer_task, read_samples
 from pac_core.encoding import Encoder, load_tokenizer
 from pac_core.errors import BadInput
 from pac_core.examples import Example, Task, length_batches
+from pac_core.memory import peak_rss_bytes
 from pac_core.metrics import compute_metrics, watched
 from pac_core.registry import Registry
 from pac_core.runtime.optimizer import lr_factor, set_rates
-from pac_core.runtime.report import peak_rss_bytes
 from pac_core.taps import pad_segments
 
 Method = Literal["lora", "full"]

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pac_core.spans import Span
+
 
 @dataclass(frozen=True)
 class Event:
@@ -62,3 +64,49 @@ class RunFinished(Event):
     """The run is over: the content of ``metrics.json``."""
 
     metrics: Mapping[str, object]
+
+
+# with several devices
+
+
+@dataclass(frozen=True)
+class DeviceJoined(Event):
+    """A device takes part in the run, in stage ``stage`` (from 0) of the plan."""
+
+    device: str
+    stage: int
+
+
+@dataclass(frozen=True)
+class DeviceLost(Event):
+    """A device is gone, and why; the run ends."""
+
+    device: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class DeviceStatus(Event):
+    """How a device is doing; comes about once a second from each, while the cache is filled and while epochs run.
+
+    Attributes:
+        device, stage: as in `DeviceJoined`.
+        phase: as in `StepDone`; ``"load"`` before the first step.
+        busy: share of the time since the last status, 0 to 1, in which the device did not wait for others.
+        bytes_per_s: tensors that it sent meanwhile.
+        resident_bytes: main memory that its process uses.
+    """
+
+    device: str
+    stage: int
+    phase: str
+    busy: float
+    bytes_per_s: float
+    resident_bytes: int
+
+
+@dataclass(frozen=True)
+class MiniBatchTimed(Event):
+    """What every device did during one mini-batch: the timeline of the report."""
+
+    spans: tuple[Span, ...]

@@ -20,6 +20,7 @@ from pac_core.files import check_writable, read_tensors, write_json, write_tenso
 from pac_core.metrics import watched
 from pac_core.model import PacModel
 from pac_core.registry import Registry
+from pac_core.runtime.audience import Audience, Observer
 from pac_core.runtime.checkpoint import (
     BEST_NAME,
     FILL_NAME,
@@ -30,13 +31,15 @@ from pac_core.runtime.checkpoint import (
     save_checkpoint,
 )
 from pac_core.runtime.crew import Crew, device_count, has_stages
-from pac_core.runtime.evaluate import evaluate, generated_metrics
+from pac_core.runtime.evaluate import Evaluation, evaluate, generated_metrics
 from pac_core.runtime.fill import Filled, calibrate, planned_fill, prefill, release
 from pac_core.runtime.interrupt import StopFlag
 from pac_core.runtime.job import Assigned, hand_out, take
 from pac_core.runtime.load import Loaded, Source, load, open_backbone
+from pac_core.runtime.monitor import Monitor, Reading, places
 from pac_core.runtime.optimizer import make_optimizer, moments, set_moments
 from pac_core.runtime.planned import run_plan
+from pac_core.runtime.recorder import Recorder
 from pac_core.runtime.report import (
     beside_plan,
     device_reports,
@@ -45,12 +48,11 @@ from pac_core.runtime.report import (
     run_metrics,
     save,
     single_plan,
+    write_report,
 )
 from pac_core.runtime.staged import Stages
 from pac_core.runtime.team import ALONE, Replicas, Team
 from pac_core.runtime.train import Trainer, train_epoch
-
-Observer = Callable[[Event], None]
 
 log = logging.getLogger("pac")
 
@@ -79,11 +81,13 @@ class FineTuner:
     ) -> None:
         self.config = config
         self.registry = registry or Registry()
-        self.observers = list(observers)
         self.checkpoint = config.output / "checkpoint"
         self.team: Team = ALONE
         self.stages: Stages | None = None
         self._began = 0.0
+        self._recorder = Recorder()
+        self._audience = Audience(self.registry, [self._recorder, *observers])
+        self._phase = "load"
 
     def run(self) -> RunResult:
         """Load, plan, fill, train, evaluate, save.
@@ -96,7 +100,9 @@ class FineTuner:
         count = device_count(self.config)
         check_writable(self.config.output)
         if count == 1:
-            return self._run(load(self.config, self.registry), None)
+            self._begin()
+            loaded = load(self.config, self.registry)
+            return self._run(loaded, run_plan(self.config, loaded, self.registry))
         with Crew(self.config, count, self.registry) as crew:
             try:
                 return self.lead(crew.connect)
@@ -113,6 +119,7 @@ class FineTuner:
             PeerLost: a device is gone.
             BadInput, RunFailed, KeyboardInterrupt: as `run`.
         """
+        self._begin()
         loaded = load(self.config, self.registry, {} if has_stages(self.config) else None)
         planned = run_plan(self.config, loaded, self.registry)
         self.team = Replicas(connect())
@@ -126,8 +133,13 @@ class FineTuner:
             PeerLost: another device is gone.
             BadInput, RunFailed, KeyboardInterrupt: as `run`.
         """
+        self._begin()
         self.team = Replicas(transport)
         self._run(*take(transport, self.config, self.registry))
+
+    def _begin(self) -> None:
+        self._recorder.begin()
+        self._phase = "load"
 
     def _run(self, loaded: Loaded, planned: Plan | None) -> RunResult:
         """All steps after loading and planning; the result has metrics at the leader only."""
@@ -145,12 +157,18 @@ class FineTuner:
             self._tell(RunStarted(config.plain(), model.trainable(), loaded.source.truncated if loaded.source else 0))
             if planned is not None and isinstance(team, Replicas):
                 self.stages = Stages(config, work, planned, team, self.registry)
-            with StopFlag() as stop:
+            with StopFlag() as stop, self._monitor(plan):
                 filled = self._fill(work, stop)
                 progress = self._train(work, filled, stop)
             return self._finish(work, progress, plan)
         finally:
             model.reader.close()
+
+    def _monitor(self, plan: dict[str, Any]) -> Monitor:
+        def read() -> Reading:
+            return Reading(self._phase, self.team.waited, self.team.sent)
+
+        return Monitor(self.team.transport, places(plan), read, self._tell)
 
     def _check_resumable(self, loaded: Loaded) -> None:
         """Refuse a checkpoint that cannot be gone on from before anything that takes long is done."""
@@ -193,7 +211,7 @@ class FineTuner:
         progress = self._resumed(trainer)
         if progress is None:
             self._forget_older()
-            before = self._evaluate(work, 0) if work.loaded.eval else None
+            before = self._evaluate(work, 0).metrics if work.loaded.eval else None
             progress = Progress(seconds=filled.seconds, backbone_samples=filled.backbone_samples, before=before)
         if self.stages is not None:
             self.stages.resume(progress, stop)
@@ -258,7 +276,7 @@ class FineTuner:
         assert model.reader.cache is not None
         model.reader.cache.flush()
         self._check_finite(progress.epoch, progress.loss_sum)
-        metrics = self._evaluate(work, progress.epoch) if work.loaded.eval else {}
+        metrics = self._evaluate(work, progress.epoch).metrics if work.loaded.eval else {}
         self._check_finite(progress.epoch, metrics.get("loss", 0.0))
         self._release(work)
         record = epoch_record(progress, work.loaded.train, metrics)
@@ -294,14 +312,14 @@ class FineTuner:
         if not model.backbone.released and not release(model, own):
             log.warning("the cache could not hold every sample, so the backbone stays in memory and runs again")
 
-    def _evaluate(self, work: Assigned, epoch: int) -> dict[str, float]:
+    def _evaluate(self, work: Assigned, epoch: int) -> Evaluation:
         total = len(work.loaded.eval)
 
         def on_progress(done: int) -> None:
             done = min(done * self.team.size, total)
             self._tell(StepDone(epoch, "evaluate", done, total, None, done))
 
-        return evaluate(work.loaded.model, work.eval, on_progress, self.team).metrics
+        return evaluate(work.loaded.model, work.eval, on_progress, self.team)
 
     def _out_of_patience(self, progress: Progress) -> bool:
         patience = self.config.early_stopping
@@ -311,22 +329,24 @@ class FineTuner:
         """Evaluate the best weights, generate answers where the task is text, save everything."""
         output, loaded = self.config.output, work.loaded
         model, source = loaded.model, loaded.source
-        final = self._evaluate(work, progress.epoch) if loaded.eval else {}
+        final = self._evaluate(work, progress.epoch) if loaded.eval else Evaluation({}, [])
         names = [device for stage in plan["stages"] for device in stage["devices"]]
         devices = device_reports(self.team, model, time.perf_counter() - self._began, names)
         if source is None:
             return RunResult(output, {}, model)
         save(self.config, model, source)
         if model.task.generates and loaded.eval and self.config.generation.eval_samples:
-            final |= self._generated(model, source)
-        metrics = run_metrics(loaded, progress, plan, final, devices)
+            written = self._generated(model, source)
+            final = Evaluation(final.metrics | written.metrics, written.predictions)
+        metrics = run_metrics(loaded, progress, plan, final.metrics, devices)
         write_json(output / "plan.json", plan)
         write_json(output / "metrics.json", metrics)
+        write_report(self.config, loaded, source, metrics, final.predictions, self._recorder)
         self._tell(RunFinished(metrics))
         return RunResult(output, metrics, model)
 
-    def _generated(self, model: PacModel, source: Source) -> dict[str, float]:
-        """Scores of generated answers; the backbone is loaded again for them."""
+    def _generated(self, model: PacModel, source: Source) -> Evaluation:
+        """Generated answers and their scores; the backbone is loaded again for them."""
         settings = self.config.generation
         model.reader.need_backbone("answers are to be generated")
         chosen = source.eval_samples[: settings.eval_samples]
@@ -339,12 +359,7 @@ class FineTuner:
         )
 
     def _tell(self, event: Event) -> None:
-        if not self.team.leads:
-            return
-        for observer in list(self.observers):
-            try:
-                observer(event)
-            except Exception:  # a stranger's code may fail in any way
-                self.observers.remove(observer)
-                log.exception("observer %r failed and is left out", observer)
-        self.registry.tell(event)
+        if isinstance(event, StepDone):
+            self._phase = event.phase
+        if self.team.leads:
+            self._audience(event)

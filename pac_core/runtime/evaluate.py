@@ -24,7 +24,8 @@ from pac_core.taps import pad_segments
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of a data set, and what was predicted for each sample (class index, number; empty for text)."""
+    """Metrics of a data set, and what was predicted for each sample: class index, number or, where it was generated,
+    text; else empty."""
 
     metrics: dict[str, float]
     predictions: list[Any]
@@ -134,7 +135,7 @@ def generated_metrics(
     *,
     seed: int | None = None,
     on_progress: Callable[[int], None] = lambda done: None,
-) -> dict[str, float]:
-    """ROUGE and BLEU of generated answers against the samples' own."""
+) -> Evaluation:
+    """Generated answers, and their ROUGE and BLEU against the samples' own."""
     texts = generate_texts(model, encoder, samples, config, seed=seed, on_progress=on_progress)
-    return compute_metrics(model.task, texts, [answer_text(sample) for sample in samples])
+    return Evaluation(compute_metrics(model.task, texts, [answer_text(sample) for sample in samples]), texts)

@@ -1,11 +1,9 @@
-"""What a run writes down: the adapter, ``metrics.json`` and ``plan.json``."""
+"""What a run writes down: the adapter, ``metrics.json``, ``plan.json`` and ``report.html``."""
 
 from __future__ import annotations
 
 import hashlib
 import platform
-import resource
-import sys
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
@@ -16,10 +14,14 @@ import torch
 from pac_core.adapter_files import write_adapter
 from pac_core.config import RunConfig
 from pac_core.examples import Example
+from pac_core.memory import peak_rss_bytes
 from pac_core.model import PacModel
 from pac_core.planning.make import BESIDE
+from pac_core.report import Content, write
+from pac_core.report.outcomes import outcomes
 from pac_core.runtime.checkpoint import Progress
 from pac_core.runtime.load import Loaded, Source
+from pac_core.runtime.recorder import Recorder
 from pac_core.runtime.team import Team
 
 NOT_IDENTITY = {"resume", "output", "cache", "generation", "eval", "early_stopping"}
@@ -91,11 +93,18 @@ def device_reports(team: Team, model: PacModel, seconds: float, names: Sequence[
         seconds: since this device began; without those that it waited for others it was busy.
         names: of the devices, by rank.
     """
-    own = [torch.get_num_threads(), model.reader.counters.backbone_samples, seconds - team.waited]
+    own = {
+        "threads": torch.get_num_threads(),
+        "samples_filled": model.reader.counters.backbone_samples,
+        "bytes_sent": team.sent,
+        "peak_rss_bytes": peak_rss_bytes(),
+    }
+    times = {"seconds": seconds, "seconds_busy": seconds - team.waited}
     kind = str(model.backbone.device)
+    found = team.reports([*own.values(), *times.values()])
     return [
-        {"name": name, "kind": kind, "threads": int(threads), "samples_filled": int(filled), "seconds_busy": busy}
-        for name, (threads, filled, busy) in zip(names, team.reports(own))
+        {"name": name, "kind": kind, **dict(zip(own, map(int, values))), **dict(zip(times, values[len(own) :]))}
+        for name, values in zip(names, found)
     ]
 
 
@@ -133,12 +142,6 @@ def cache_record(model: PacModel) -> dict[str, Any]:
     }
 
 
-def peak_rss_bytes() -> int:
-    """Largest resident memory of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def versions() -> dict[str, str]:
     """Versions of what the result depends on."""
     names = ("pac-core", "torch", "transformers", "numpy")
@@ -159,3 +162,33 @@ def save(config: RunConfig, model: PacModel, source: Source) -> None:
         columns=config.columns,
         chat=source.chat if model.task.generates else None,
     )
+
+
+def write_report(
+    config: RunConfig,
+    loaded: Loaded,
+    source: Source,
+    metrics: dict[str, Any],
+    predictions: Sequence[Any],
+    recorder: Recorder,
+) -> None:
+    """Write ``report.html`` to the output folder.
+
+    Args:
+        metrics: the content of ``metrics.json``.
+        predictions: of the evaluation data, from its first sample on.
+        recorder: has seen the run.
+    """
+    recorder.spent("save")
+    content = Content(
+        config=config.plain(),
+        metrics=metrics,
+        task=loaded.task.kind,
+        train_samples=len(loaded.train),
+        eval_samples=len(loaded.eval),
+        phases=recorder.phases,
+        device_use=recorder.device_use,
+        timeline=recorder.timeline,
+        outcomes=outcomes(loaded.task, source.eval_samples, loaded.eval, predictions),
+    )
+    write(config.output / "report.html", content)

@@ -80,7 +80,7 @@ class OpenAdapter:
         metrics = evaluate(self.model, ALONE.share_out(self.encoder(samples), batch_size, 0)).metrics
         if self.model.task.generates:
             settings = GenerationConfig(max_new_tokens=max_new_tokens)
-            metrics |= generated_metrics(self.model, self.encoder, samples, settings)
+            metrics |= generated_metrics(self.model, self.encoder, samples, settings).metrics
         return metrics
 
     def predict(self, samples: Sequence[Sample], *, max_new_tokens: int = 64, temperature: float = 0.0) -> list[Any]:

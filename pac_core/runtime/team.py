@@ -20,7 +20,9 @@ from pac_core.examples import Example
 from pac_core.model import PacModel
 from pac_core.runtime.interrupt import StopFlag
 from pac_core.runtime.job import PATIENCE
+from pac_core.runtime.metered import Metered
 from pac_core.runtime.spread import Holding, Streams, in_messages, received, spread_entries
+from pac_core.runtime.stopwatch import Stopwatch
 
 POLL_SECONDS = 0.02
 
@@ -37,18 +39,28 @@ class Team:
         rank: number of this device; 0 leads: it alone writes files and tells of progress.
         size: number of devices.
         bytes_sent: tensors that all devices together have sent to each other.
-        waited: seconds that this device has spent waiting for others.
+        transport: connects the devices; None where there is one.
     """
 
     rank = 0
     size = 1
     bytes_sent = 0
-    waited = 0.0
+    transport: Metered | None = None
 
     @property
     def leads(self) -> bool:
         """Whether this is the device that writes files and tells of progress."""
         return self.rank == 0
+
+    @property
+    def waited(self) -> float:
+        """Seconds that this device has spent waiting for others."""
+        return 0.0
+
+    @property
+    def sent(self) -> int:
+        """Bytes of tensors that this device has sent."""
+        return 0 if self.transport is None else self.transport.sent
 
     def share_out(self, examples: Sequence[Example], batch_size: int, seed: int) -> Dataset:
         """Who works on which samples: the same on all devices."""
@@ -126,13 +138,18 @@ class Replicas(Team):
     """
 
     def __init__(self, transport: Transport) -> None:
-        self.transport = transport
+        self.transport: Metered = Metered(transport)
         self.rank = transport.rank
         self.size = transport.size
         self._others = [rank for rank in range(self.size) if rank != self.rank]
         self._stops = False
         self._meetings = 0
         self._handed = 0
+        self._waiting = Stopwatch()
+
+    @property
+    def waited(self) -> float:
+        return self._waiting.seconds
 
     def held(self, missing: Sequence[int], total: int) -> Tensor:
         marks = torch.zeros(self.size, total, dtype=torch.uint8)
@@ -206,25 +223,23 @@ class Replicas(Team):
         return [device.tolist() for device in found or ()]
 
     def meet(self, stop: StopFlag) -> None:
-        began = time.perf_counter()
         tag = Tag("meet", 0, self._meetings)
         self._meetings += 1
         coming = [self.transport.irecv(rank, tag) for rank in self._others]
         going = [self.transport.isend(rank, Message(tag)) for rank in self._others]
-        for arriving in coming:
-            _wait(arriving, stop)
-        for leaving in going:
-            _wait(leaving, stop)
-        self.waited += time.perf_counter() - began
+        with self._waiting:
+            for arriving in coming:
+                _wait(arriving, stop)
+            for leaving in going:
+                _wait(leaving, stop)
 
     def check(self) -> None:
         for rank, reason in self.transport.lost().items():
             raise PeerLost(rank, reason)
 
     def _sum(self, tensor: Tensor) -> None:
-        began = time.perf_counter()
-        self.transport.all_reduce(tensor, timeout=PATIENCE)
-        self.waited += time.perf_counter() - began
+        with self._waiting:
+            self.transport.all_reduce(tensor, timeout=PATIENCE)
         self.bytes_sent += 2 * (self.size - 1) * tensor.numel() * tensor.element_size()
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from pac_core.errors import BadInput, RunFailed
-from pac_core.events import EpochDone, StepDone
+from pac_core.events import DeviceJoined, DeviceLost, DeviceStatus, EpochDone, StepDone
 from pac_core.runtime.crew import threads_each
 
 EXACT = {"dtype": "float64", "cache__dtype": "float64", "adapter__dropout": 0.0}
@@ -101,6 +101,33 @@ def test_devices_end_with_the_weights_of_one(
     assert left_behind(place) == []
 
 
+def test_devices_tell_how_they_are_doing(run: Any, place: Path) -> None:
+    """The leader dawdles between epochs, which the other one spends waiting."""
+    told: list[Any] = []
+
+    def observer(event: Any) -> None:
+        told.append(event)
+        if isinstance(event, EpochDone):
+            time.sleep(0.6)
+
+    result = run(devices=2, epochs=6, observers=[observer])
+    names = [device["name"] for device in result.metrics["devices"]]
+    assert [event for event in told if isinstance(event, DeviceJoined)] == [DeviceJoined(name, 0) for name in names]
+    statuses = [event for event in told if isinstance(event, DeviceStatus)]
+    assert {event.device for event in statuses} == set(names)
+    assert {event.phase for event in statuses} <= {"load", "fill", "cached", "evaluate"}
+    assert min(event.busy for event in statuses if event.device == names[1]) < 0.5
+    assert max(event.bytes_per_s for event in statuses) > 0
+    report = (result.output / "report.html").read_text(encoding="utf-8")
+    assert "By phase" in report
+    assert report.count(f"<td>{names[1]}</td>") >= 2
+    for device in result.metrics["devices"]:
+        assert device["seconds_busy"] < device["seconds"]
+        assert device["bytes_sent"] > 0
+        assert device["peak_rss_bytes"] > 50 << 20
+    assert left_behind(place) == []
+
+
 def test_a_stopped_run_leaves_nothing_behind_and_goes_on(
     run: Any, weights: Any, tmp_path: Path, place: Path, texts: Any
 ) -> None:
@@ -130,6 +157,7 @@ def test_a_killed_process_ends_the_run_in_one_line(
 ) -> None:
     given = {"devices": 2, "epochs": 4, "batch_size": 4}
     killed: list[float] = []
+    lost: list[DeviceLost] = []
 
     def kill() -> None:
         os.kill(members()[0], signal.SIGKILL)
@@ -138,7 +166,8 @@ def test_a_killed_process_ends_the_run_in_one_line(
     wanted = EpochDone if phase == "cached" else StepDone
     kills = at(wanted, lambda event: phase == "fill" or event.record["epoch"] == 2, kill)
     with pytest.raises(RunFailed, match=r"lost device 1: it was ended by SIGKILL; .* --resume goes on") as failed:
-        run(**given, observers=[kills])
+        run(**given, observers=[kills, lambda event: lost.append(event) if isinstance(event, DeviceLost) else None])
+    assert [event.device.rpartition("/")[2] for event in lost] == ["1"]
     assert time.monotonic() - killed[0] < 5
     assert "\n" not in str(failed.value)
     assert left_behind(place) == []

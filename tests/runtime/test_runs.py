@@ -23,7 +23,14 @@ def equal(one: dict[str, Any], two: dict[str, Any]) -> bool:
 def test_a_run_leaves_what_the_design_promises(run: Any, texts: Any, write: Any) -> None:
     result = run(eval=write("eval.jsonl", texts(10, seed=1)))
     left = {path.name for path in result.output.iterdir()}
-    promised = {"adapter_config.json", "adapter_model.safetensors", "plan.json", "metrics.json", "checkpoint"}
+    promised = {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "plan.json",
+        "metrics.json",
+        "report.html",
+        "checkpoint",
+    }
     assert promised | {"tokenizer.json"} <= left
     metrics = json.loads((result.output / "metrics.json").read_text())
     assert metrics == json.loads(json.dumps(result.metrics))
@@ -35,6 +42,31 @@ def test_a_run_leaves_what_the_design_promises(run: Any, texts: Any, write: Any)
     assert set(metrics["eval"]) >= {"loss", "accuracy"}
     assert set(metrics["eval_before"]) >= {"loss", "accuracy"}
     assert metrics["trainable_params"] == result.model.trainable()
+
+
+def test_a_report_shows_the_run(run: Any, texts: Any, write: Any) -> None:
+    result = run(eval=write("eval.jsonl", texts(10, seed=1)))
+    report = (result.output / "report.html").read_text(encoding="utf-8")
+    metrics = result.metrics
+    for text in ("24 samples", "10 samples to evaluate", f"{metrics['eval']['accuracy']:.3f}", "filling the cache",
+                 "training from the cache", "evaluating", metrics["devices"][0]["name"], "Predicted right",
+                 *(f"{epoch['loss']:.3f}" for epoch in metrics["epochs"]), metrics["versions"]["torch"]):  # fmt: skip
+        assert text in report, text
+    assert "By phase" not in report
+    assert "http" not in report.replace("http-equiv", "")
+
+
+@pytest.mark.parametrize(("family", "written"), [("gpt2", 3), ("t5", 3), ("gpt2", 0)])
+def test_a_report_shows_answers_where_they_were_written(
+    run: Any, answers: Any, write: Any, family: str, written: int
+) -> None:
+    rows = answers(24)
+    result = run(rows, family=family, eval=write("eval.jsonl", rows), generation__eval_samples=written,
+                 generation__max_new_tokens=4)  # fmt: skip
+    report = (result.output / "report.html").read_text(encoding="utf-8")
+    shown = [row["prompt"] in report for row in rows]
+    assert shown == [True] * written + [False] * (24 - written)
+    assert ("writing answers" in report) is (written > 0)
 
 
 @pytest.mark.parametrize("fill", ["prefill", "train-while-fill"])
