@@ -15,6 +15,7 @@ from pac_core.contracts.transport import Transport
 from pac_core.errors import PeerLost
 from pac_core.model import PacModel
 from pac_core.runtime.interrupt import StopFlag
+from pac_core.runtime.optimizer import SPARE, gradient_vector
 
 PATIENCE = 86400.0
 """Seconds to wait for a device that is alive: it may have much more to do. A dead one is noticed at once."""
@@ -122,13 +123,10 @@ class Replicas(Team):
         cache.refresh()
 
     def reduce(self, optimizer: torch.optim.Optimizer, loss: float, stop: bool) -> float:
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        beside = torch.tensor([loss, float(stop)], dtype=gradients[0].dtype)
-        united = torch.cat([*(gradient.reshape(-1) for gradient in gradients), beside])
+        united = gradient_vector(optimizer)
+        beside = united[-SPARE:]
+        beside.copy_(torch.tensor([loss, float(stop)], dtype=united.dtype))
         self._sum(united)
-        *sums, beside = torch.split(united, [*(gradient.numel() for gradient in gradients), 2])
-        for gradient, whole in zip(gradients, sums, strict=True):
-            gradient.copy_(whole.view_as(gradient))
         self._stops = bool(beside[1] > 0)
         return float(beside[0])
 

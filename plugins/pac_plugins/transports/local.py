@@ -39,7 +39,8 @@ class LocalTransport(FramedTransport):
         self, tensor: torch.Tensor, group: Sequence[int] | None = None, *, timeout: float | None = None
     ) -> None:
         if self._some(group):
-            return super().all_reduce(tensor, group, timeout=timeout)
+            super().all_reduce(tensor, group, timeout=timeout)
+            return
         check_tensor(tensor, sums=True)
         self._board.all_reduce(tensor.detach().view(-1), self._deadline(timeout))
 
@@ -47,7 +48,8 @@ class LocalTransport(FramedTransport):
         self, tensor: torch.Tensor, root: int, group: Sequence[int] | None = None, *, timeout: float | None = None
     ) -> None:
         if self._some(group):
-            return super().broadcast(tensor, root, group, timeout=timeout)
+            super().broadcast(tensor, root, group, timeout=timeout)
+            return
         check_tensor(tensor)
         check_root(root, range(self.size))
         self._board.broadcast(tensor.detach().view(-1), root, self._deadline(timeout))
@@ -64,8 +66,9 @@ class LocalTransport(FramedTransport):
 
     def barrier(self, group: Sequence[int] | None = None, *, timeout: float | None = None) -> None:
         if self._some(group):
-            return super().barrier(group, timeout=timeout)
-        self._board.barrier(self._deadline(timeout))
+            super().barrier(group, timeout=timeout)
+        else:
+            self._board.barrier(self._deadline(timeout))
 
     def close(self) -> None:
         super().close()
