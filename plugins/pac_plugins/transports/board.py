@@ -82,10 +82,12 @@ class Board:
     def _sum_shares(self, views: Sequence[Tensor], piece: Tensor, deadline: float) -> None:
         """As `_sum`, but every device sums one share for all."""
         shares = [view.tensor_split(self._count) for view in views]
-        _sum([share[self._rank] for share in shares], shares[self._rank][self._rank])
+        sums = piece.tensor_split(self._count)
+        _sum([share[self._rank] for share in shares], sums[self._rank])
+        shares[self._rank][self._rank].copy_(sums[self._rank])
         self._meet("all_reduce, shares", piece, deadline)
-        for rank, share in enumerate(piece.tensor_split(self._count)):
-            share.copy_(shares[rank][rank])
+        for rank in self._bells:
+            sums[rank].copy_(shares[rank][rank])
 
     def broadcast(self, flat: Tensor, root: int, deadline: float) -> None:
         """Replace ``flat`` (n) by that of ``root``; see `Transport.broadcast`."""
@@ -210,7 +212,8 @@ def _pieces(flat: Tensor) -> tuple[Tensor, ...]:
 
 
 def _sum(views: Sequence[Tensor], out: Tensor) -> None:
-    """Put the sum of vectors (n) into ``out`` (n), added in their order, so that it has the same bits everywhere."""
+    """Put the sum of vectors (n) into ``out`` (n), which is none of them, added in their order, so that it has the same
+    bits everywhere."""
     first, second, *others = views
     total = torch.add(first, second, out=out if out.device == first.device else None)
     for view in others:
