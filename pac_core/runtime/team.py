@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from pac_core.errors import PeerLost
 from pac_core.model import PacModel
 from pac_core.runtime.interrupt import StopFlag
 from pac_core.runtime.optimizer import SPARE, gradient_vector
+from pac_core.runtime.overlap import Overlap
 
 PATIENCE = 86400.0
 """Seconds to wait for a device that is alive: it may have much more to do. A dead one is noticed at once."""
@@ -58,6 +60,10 @@ class Team:
             PeerLost: a device is gone.
             KeyboardInterrupt: a stop was requested meanwhile.
         """
+
+    def begin(self, model: PacModel) -> None:
+        """This device does one backward pass of ``model``, or none, before it calls `reduce`: gradients that are ready
+        may be summed meanwhile."""
 
     def reduce(self, optimizer: torch.optim.Optimizer, loss: float, stop: bool) -> float:
         """Sum the optimiser's gradients over all devices; returns the sum of their losses.
@@ -108,6 +114,7 @@ class Replicas(Team):
         self._others = [rank for rank in range(self.size) if rank != self.rank]
         self._stops = False
         self._meetings = 0
+        self._overlap: Overlap | None = None
 
     def share(self, weights: Sequence[int]) -> list[int]:
         return shares(weights, self.size)[self.rank]
@@ -122,11 +129,23 @@ class Replicas(Team):
         self.meet(stop)
         cache.refresh()
 
+    def begin(self, model: PacModel) -> None:
+        if not self.transport.waits:
+            return
+        if self._overlap is None:
+            trained = [p for p in model.parameters() if p.requires_grad]
+            broadcast = partial(self.transport.broadcast, root=0, timeout=PATIENCE)
+            self._overlap = Overlap(trained, self._add_up, broadcast)
+        self._overlap.begin()
+
     def reduce(self, optimizer: torch.optim.Optimizer, loss: float, stop: bool) -> float:
+        began = time.perf_counter()
         united = gradient_vector(optimizer)
         beside = united[-SPARE:]
         beside.copy_(torch.tensor([loss, float(stop)], dtype=united.dtype))
-        self._sum(united)
+        summed = self._overlap is not None and self._overlap.finish()
+        self._add_up(beside if summed else united)
+        self.waited += time.perf_counter() - began
         self._stops = bool(beside[1] > 0)
         return float(beside[0])
 
@@ -166,8 +185,11 @@ class Replicas(Team):
 
     def _sum(self, tensor: Tensor) -> None:
         began = time.perf_counter()
-        self.transport.all_reduce(tensor, timeout=PATIENCE)
+        self._add_up(tensor)
         self.waited += time.perf_counter() - began
+
+    def _add_up(self, tensor: Tensor) -> None:
+        self.transport.all_reduce(tensor, timeout=PATIENCE)
         self.bytes_sent += 2 * (self.size - 1) * tensor.numel() * tensor.element_size()
 
 

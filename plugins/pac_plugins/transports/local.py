@@ -29,6 +29,8 @@ class LocalTransport(FramedTransport):
         TransportTimeout: a device did not come.
     """
 
+    waits = False
+
     def __init__(self, options: TransportOptions) -> None:
         identity = Identity.of(options)
         link = LocalLink(identity, options)
