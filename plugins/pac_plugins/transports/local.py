@@ -89,5 +89,5 @@ class LocalTransport(FramedTransport):
             try:
                 self._check(rank)
             except TransportError as error:
-                return error
+                return error.with_traceback(None)  # whose frames would keep the board's memory
         return None
