@@ -1,23 +1,30 @@
-"""Rates of the transports on the loopback interface: messages of 4 MiB, and round trips of small ones.
+"""Rates of the transports: messages of 4 MiB, and round trips of small ones.
 
-    python benchmarks/transports.py [--mib 2048] [--json]
+    python benchmarks/transports.py [--mib 2048] [--mbits 128 1000] [--turns 3] [--output transports.json]
 
-``bare`` is a TCP socket with nothing around it, ``zmq, plain`` the zmq transport without keys, ``zmq`` as it is used.
-Sender and receiver are two processes, so a machine of two cores is full.
+First on the loopback interface, with all transports of one machine; then, as root, between two network namespaces whose
+link is shaped to each of ``--mbits`` (``tc tbf``): there a socket and the zmq transport send for some 4 seconds. Of
+several turns each figure is the median. ``bare socket`` is a TCP socket with nothing around it, ``zmq, plain`` the zmq
+transport without keys, ``zmq`` as it is used. Sender and receiver are two processes, so a machine of two cores is full.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import json
 import multiprocessing
+import os
 import socket
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -32,6 +39,9 @@ from pac_plugins.transports.zmq_link import ZmqLink
 MESSAGE = 4 << 20
 AHEAD = 8
 ROUNDS = 2000
+SHAPED_SECONDS = 4
+ADDRESSES = ("10.77.0.1", "10.77.0.2")
+CLONE_NEWNET = 0x40000000
 
 _fork = multiprocessing.get_context("fork")
 
@@ -48,15 +58,47 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def bare(rank: int, port: int, count: int) -> tuple[float, float]:
+@contextlib.contextmanager
+def shaped(mbits: int) -> Iterator[list[str]]:
+    """Names of two network namespaces with a link of this rate between them, at `ADDRESSES`."""
+    names = [f"pac-{os.getpid()}-{rank}" for rank in range(2)]
+    ends = [f"pac{os.getpid()}{rank}" for rank in "ab"]
+    try:
+        for name in names:
+            system("ip", "netns", "add", name)
+        system("ip", "link", "add", ends[0], "netns", names[0], "type", "veth", "peer", ends[1], "netns", names[1])
+        for name, end, address in zip(names, ends, ADDRESSES):
+            inside = ("ip", "netns", "exec", name)
+            system(*inside, "ip", "address", "add", f"{address}/24", "dev", end)
+            system(*inside, "ip", "link", "set", end, "up")
+            shape = ("tbf", "rate", f"{mbits}mbit", "burst", "256kb", "latency", "50ms")
+            system(*inside, "tc", "qdisc", "add", "dev", end, "root", *shape)
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], stderr=subprocess.DEVNULL, check=False)
+
+
+def system(*command: str) -> None:
+    subprocess.run(command, check=True)
+
+
+def enter(namespace: str) -> None:
+    """Let this process use the network of a namespace only."""
+    with open(f"/run/netns/{namespace}") as file:
+        if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"cannot enter network namespace {namespace}")
+
+
+def bare(rank: int, host: str, port: int, count: int) -> tuple[float, float]:
     """Bytes a second and seconds a round trip of a TCP socket, as seen by rank 0."""
     if rank == 0:
-        with socket.create_server(("127.0.0.1", port)) as server:
+        with socket.create_server((host, port)) as server:
             connection = server.accept()[0]
     else:
         while True:
             try:
-                connection = socket.create_connection(("127.0.0.1", port))
+                connection = socket.create_connection((host, port))
                 break
             except ConnectionRefusedError:
                 time.sleep(0.01)
@@ -118,11 +160,13 @@ def talk(transport: Transport, count: int) -> tuple[float, float]:
         return rate, trip
 
 
-def measure(work: Callable[[int], tuple[float, float]]) -> tuple[float, float]:
-    """Run ``work`` for ranks 0 and 1, each in a process; what rank 0 returned."""
+def measure(work: Callable[[int], tuple[float, float]], namespaces: Sequence[str] = ()) -> tuple[float, float]:
+    """Run ``work`` for ranks 0 and 1, each in a process, in these namespaces if there are any; what rank 0 returned."""
 
     def child(rank: int, pipe: Connection) -> None:
         torch.set_num_threads(1)
+        if namespaces:
+            enter(namespaces[rank])
         pipe.send(work(rank))
 
     pipes = [_fork.Pipe(duplex=False) for _ in range(2)]
@@ -135,46 +179,88 @@ def measure(work: Callable[[int], tuple[float, float]]) -> tuple[float, float]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mib", type=int, default=2048, help="MiB to send, in messages of 4 MiB")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments = parser.parse_args()
-    count = max(AHEAD, (arguments.mib << 20) // MESSAGE)
-    with tempfile.TemporaryDirectory() as folder:
-        rows = run(Path(folder), count)
-    if arguments.json:
-        print(json.dumps(rows))
-        return
-    print(f"{'':12} {'4 MiB messages':>16} {'round trip':>12}")
-    for name, row in rows.items():
-        print(f"{name:12} {row['bytes_per_second'] / 1e6:11,.0f} MB/s {row['round_trip'] * 1e6:9.0f} us")
+class Devices:
+    """Two devices with keys of their own, in files below ``path``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.folders = [KeyFolder(path / str(rank)) for rank in range(2)]
+        self.keys = [folder.make(f"device{rank}", new_keys) for rank, folder in enumerate(self.folders)]
+        for folder in self.folders:
+            for rank, key in enumerate(self.keys):
+                folder.allow(key, f"device{rank}", "home")
+
+    def through(
+        self,
+        make: Callable[[TransportOptions], Transport],
+        addresses: Sequence[str],
+        count: int,
+        namespaces: Sequence[str] = (),
+    ) -> tuple[float, float]:
+        """As `talk`, over the transports that ``make`` makes."""
+        peers = [Peer(address, key) for address, key in zip(addresses, self.keys)]
+        options = [TransportOptions(rank=r, peers=peers, keys=self.folders[r].path, timeout=300) for r in range(2)]
+        return measure(lambda rank: talk(make(options[rank]), count), namespaces)
 
 
-def run(path: Path, count: int) -> dict[str, Any]:
-    """Measure everything."""
-    folders = [KeyFolder(path / str(rank)) for rank in range(2)]
-    keys = [folder.make(f"device{rank}", new_keys) for rank, folder in enumerate(folders)]
-    for folder in folders:
-        for rank, key in enumerate(keys):
-            folder.allow(key, f"device{rank}", "home")
-
-    def through(make: Callable[[TransportOptions], Transport], addresses: list[str]) -> tuple[float, float]:
-        peers = [Peer(address, key) for address, key in zip(addresses, keys)]
-        options = [TransportOptions(rank=r, peers=peers, keys=folders[r].path, timeout=300) for r in range(2)]
-        return measure(lambda rank: talk(make(options[rank]), count))
+def loopback(devices: Devices, count: int) -> dict[str, tuple[float, float]]:
+    """All transports of one machine."""
+    port = free_port()
+    sockets = [str(devices.path / name) for name in ("a", "b")]
 
     def tcp() -> list[str]:
         return [f"tcp://127.0.0.1:{free_port()}" for _ in range(2)]
 
-    port = free_port()
-    found = {
-        "bare socket": measure(lambda rank: bare(rank, port, count)),
-        "local": through(make_local, [str(path / "a"), str(path / "b")]),
-        "zmq, plain": through(make_plain, tcp()),
-        "zmq": through(make_zmq, tcp()),
+    return {
+        "bare socket": measure(lambda rank: bare(rank, "127.0.0.1", port, count)),
+        "local": devices.through(make_local, sockets, count),
+        "zmq, plain": devices.through(make_plain, tcp(), count),
+        "zmq": devices.through(make_zmq, tcp(), count),
     }
-    return {name: {"bytes_per_second": rate, "round_trip": trip} for name, (rate, trip) in found.items()}
+
+
+def over_link(devices: Devices, mbits: int) -> dict[str, tuple[float, float]]:
+    """A socket and the zmq transport over a shaped link."""
+    count = max(AHEAD, SHAPED_SECONDS * mbits * 125_000 // MESSAGE)
+    with shaped(mbits) as namespaces:
+        return {
+            "bare socket": measure(lambda rank: bare(rank, ADDRESSES[0], 7777, count), namespaces),
+            "zmq": devices.through(make_zmq, [f"tcp://{host}:7778" for host in ADDRESSES], count, namespaces),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mib", type=int, default=2048, help="MiB to send over the loopback interface")
+    parser.add_argument("--mbits", type=int, nargs="*", default=[128, 1000], help="rates of shaped links")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
+    arguments = parser.parse_args()
+    rates = arguments.mbits if os.geteuid() == 0 else []
+    if len(rates) < len(arguments.mbits):
+        print("no shaped links: making network namespaces takes root", file=sys.stderr)
+    turns: list[dict[str, dict[str, tuple[float, float]]]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        devices = Devices(Path(folder))
+        for _ in range(arguments.turns):
+            turn = {"loopback": loopback(devices, max(AHEAD, (arguments.mib << 20) // MESSAGE))}
+            turns.append(turn | {f"{mbits} Mbit/s": over_link(devices, mbits) for mbits in rates})
+    found = {
+        link: {name: medians([turn[link][name] for turn in turns]) for name in turns[0][link]} for link in turns[0]
+    }
+    if arguments.output:
+        arguments.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    for link, rows in found.items():
+        print(f"{link:24} {'4 MiB messages':>16} {'of the socket':>14} {'round trip':>12}")
+        for name, row in rows.items():
+            part = row["bytes_per_second"] / rows["bare socket"]["bytes_per_second"]
+            rate, trip = row["bytes_per_second"] / 1e6, row["round_trip"] * 1e6
+            print(f"  {name:22} {rate:11,.1f} MB/s {part:14.1%} {trip:9.0f} us")
+
+
+def medians(turns: Sequence[tuple[float, float]]) -> dict[str, float]:
+    rates, trips = zip(*turns)
+    return {"bytes_per_second": statistics.median(rates), "round_trip": statistics.median(trips)}
 
 
 if __name__ == "__main__":

@@ -77,6 +77,16 @@ def check_tensor(tensor: torch.Tensor, *, sums: bool = False) -> None:
         raise BadInput("booleans cannot be summed; give integers")
 
 
+def check_root(root: int, ranks: Sequence[int]) -> None:
+    """Refuse a root that is none of ``ranks``.
+
+    Raises:
+        BadInput: it is not.
+    """
+    if root not in ranks:
+        raise BadInput(f"device {root} is not in the group {list(ranks)}")
+
+
 def all_reduce(transport: Transport, tensor: torch.Tensor, group: Sequence[int] | None, timeout: float | None) -> None:
     """See `Transport.all_reduce`. Two turns around the ring, of one segment per member: sums, then the sums to all."""
     check_tensor(tensor, sums=True)
@@ -156,8 +166,7 @@ def barrier(transport: Transport, group: Sequence[int] | None, timeout: float | 
 
 
 def _place(ring: _Circle, root: int) -> int:
-    if root not in ring.ranks:
-        raise BadInput(f"device {root} is not in the group {list(ring.ranks)}")
+    check_root(root, ring.ranks)
     return ring.ranks.index(root)
 
 

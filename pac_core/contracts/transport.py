@@ -88,9 +88,11 @@ class Transport(ABC):
 
     Attributes:
         timeout: seconds that anything waits unless told otherwise.
+        waits: whether collectives mostly wait for a network, so that it pays to compute meanwhile.
     """
 
     timeout: float = 60.0
+    waits: bool = True
 
     @property
     @abstractmethod

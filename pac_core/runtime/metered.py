@@ -22,6 +22,7 @@ class Metered(Transport):
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
         self.timeout = transport.timeout
+        self.waits = transport.waits
         self.sent = 0
 
     @property

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from pac_core.config import OptimizerConfig
 from pac_core.model import PacModel
 
+SPARE = 2
+"""Numbers behind all gradients in `gradient_vector`, for what devices add up along with them."""
+
 HEAD_RATE = 0.08
 """Rate of the head's wide layer, as a part of the side network's, for one output; found by trial (docs/quality.md)."""
 
@@ -25,23 +28,27 @@ def make_optimizer(model: PacModel, config: OptimizerConfig) -> torch.optim.Adam
     head = set() if model.head is None else {id(p) for p in model.head.wide.parameters()}
     default = HEAD_RATE * config.lr * math.sqrt(max(model.task.outputs, 1))
     head_lr = default if config.head_lr is None else config.head_lr
-    groups = []
+    trained = [p for p in model.parameters() if p.requires_grad]
+    gradients = torch.zeros(sum(p.numel() for p in trained) + SPARE, dtype=trained[0].dtype, device=trained[0].device)
+    groups, start = [], 0
     for is_head, lr in ((False, config.lr), (True, head_lr)):
-        mine = [p for p in model.parameters() if p.requires_grad and (id(p) in head) == is_head]
+        mine = [p for p in trained if (id(p) in head) == is_head]
         for decays in (True, False):
             chosen = [p for p in mine if (p.ndim > 1) == decays]
             if chosen:
                 decay = config.weight_decay if decays else 0.0
-                groups.append({"params": [united(chosen)], "lr": lr, "peak": lr, "weight_decay": decay})
+                vector = united(chosen, gradients[start:])
+                groups.append({"params": [vector], "lr": lr, "peak": lr, "weight_decay": decay})
+                start += vector.numel()
     return torch.optim.AdamW(groups, fused=True)
 
 
-def united(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
-    """One vector of which ``parameters`` become views, and their gradients views of its gradient: an optimiser step
-    over a side network is then a few kernels rather than hundreds, each of which would take longer to start than to
-    run."""
+def united(parameters: Sequence[nn.Parameter], gradients: Tensor) -> nn.Parameter:
+    """One vector of which ``parameters`` become views, and their gradients views of its gradient, which is the first
+    part of ``gradients``: an optimiser step over a side network is then a few kernels rather than hundreds, each of
+    which would take longer to start than to run."""
     whole = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in parameters]))
-    whole.grad = torch.zeros_like(whole)
+    whole.grad = gradients[: whole.numel()]
     start = 0
     for parameter in parameters:
         part = slice(start, start + parameter.numel())
@@ -49,6 +56,15 @@ def united(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
         parameter.grad = whole.grad[part].view_as(parameter)
         start = part.stop
     return whole
+
+
+def gradient_vector(optimizer: torch.optim.Optimizer) -> Tensor:
+    """(parameters + `SPARE`) the memory of all gradients of `make_optimizer`'s optimiser, one behind another, so that
+    they can be summed over devices where they are."""
+    first = _parameters(optimizer)[0].grad
+    assert first is not None
+    count = first.untyped_storage().nbytes() // first.element_size()
+    return first.as_strided((count,), (1,), 0)
 
 
 def places(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter, slice]]:

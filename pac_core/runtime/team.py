@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from pac_core.model import PacModel
 from pac_core.runtime.interrupt import StopFlag
 from pac_core.runtime.job import PATIENCE
 from pac_core.runtime.metered import Metered
+from pac_core.runtime.optimizer import SPARE, gradient_vector
+from pac_core.runtime.overlap import Overlap
 from pac_core.runtime.spread import Holding, Streams, in_messages, received, spread_entries
 from pac_core.runtime.stopwatch import Stopwatch
 
@@ -95,6 +98,10 @@ class Team:
             KeyboardInterrupt: a stop was requested meanwhile.
         """
 
+    def begin(self, model: PacModel) -> None:
+        """This device does one backward pass of ``model``, or none, before it calls `reduce`: gradients that are ready
+        may be summed meanwhile."""
+
     def reduce(self, optimizer: torch.optim.Optimizer, loss: float, stop: bool) -> float:
         """Sum the optimiser's gradients over all devices; returns the sum of their losses.
 
@@ -146,6 +153,7 @@ class Replicas(Team):
         self._meetings = 0
         self._handed = 0
         self._waiting = Stopwatch()
+        self._overlap: Overlap | None = None
 
     @property
     def waited(self) -> float:
@@ -194,14 +202,22 @@ class Replicas(Team):
         self.meet(stop)
         cache.refresh()
 
+    def begin(self, model: PacModel) -> None:
+        if not self.transport.waits:
+            return
+        if self._overlap is None:
+            trained = [p for p in model.parameters() if p.requires_grad]
+            broadcast = partial(self.transport.broadcast, root=0, timeout=PATIENCE)
+            self._overlap = Overlap(trained, self._add_up, broadcast)
+        self._overlap.begin()
+
     def reduce(self, optimizer: torch.optim.Optimizer, loss: float, stop: bool) -> float:
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        beside = torch.tensor([loss, float(stop)], dtype=gradients[0].dtype)
-        united = torch.cat([*(gradient.reshape(-1) for gradient in gradients), beside])
-        self._sum(united)
-        *sums, beside = torch.split(united, [*(gradient.numel() for gradient in gradients), 2])
-        for gradient, whole in zip(gradients, sums, strict=True):
-            gradient.copy_(whole.view_as(gradient))
+        united = gradient_vector(optimizer)
+        beside = united[-SPARE:]
+        beside.copy_(torch.tensor([loss, float(stop)], dtype=united.dtype))
+        with self._waiting:
+            summed = self._overlap is not None and self._overlap.finish()
+            self._add_up(beside if summed else united)
         self._stops = bool(beside[1] > 0)
         return float(beside[0])
 
@@ -239,7 +255,10 @@ class Replicas(Team):
 
     def _sum(self, tensor: Tensor) -> None:
         with self._waiting:
-            self.transport.all_reduce(tensor, timeout=PATIENCE)
+            self._add_up(tensor)
+
+    def _add_up(self, tensor: Tensor) -> None:
+        self.transport.all_reduce(tensor, timeout=PATIENCE)
         self.bytes_sent += 2 * (self.size - 1) * tensor.numel() * tensor.element_size()
 
 

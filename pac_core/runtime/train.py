@@ -149,6 +149,8 @@ def optimizer_step(trainer: Trainer, batch: Sequence[Example], micro: Iterator[M
     model = trainer.model
     total, loss = model.learnt(batch), 0.0
     trainer.optimizer.zero_grad(set_to_none=False)
+    if trainer.config.micro_batch_size is None:
+        trainer.team.begin(model)
     for part, taps in micro:
         learnt = model.learnt(part)
         if not learnt:

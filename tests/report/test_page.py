@@ -5,7 +5,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pac_core.report import Content, Outcome, render
@@ -138,6 +138,7 @@ def test_hostile_text_stays_text(content: Any) -> None:
 
 
 @given(text=st.text(max_size=60))
+@settings(deadline=None)
 def test_no_text_makes_a_tag(text: str) -> None:
     tags = Page(render(foreign(text, EMPTY))).tags
     assert tags == Page(render(foreign("x", EMPTY))).tags

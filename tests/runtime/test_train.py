@@ -138,7 +138,7 @@ def test_one_vector_of_all_parameters_trains_as_they_would_one_by_one() -> None:
     torch.manual_seed(0)
     one = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2))
     other = copy.deepcopy(one)
-    whole = united(list(other.parameters()))
+    whole = united(list(other.parameters()), torch.zeros(32))
     optimizers = torch.optim.AdamW(one.parameters(), lr=0.1), torch.optim.AdamW([whole], lr=0.1)
     for step in range(3):
         x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))

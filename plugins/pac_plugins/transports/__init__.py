@@ -53,6 +53,6 @@ def _need_zmq() -> None:
 
 @hookimpl
 def pac_register_transports(register: Register) -> None:
-    register("local", make_local, summary="threads or processes of one machine, over Unix sockets")
+    register("local", make_local, summary="threads or processes of one machine, over sockets and shared memory")
     register("zmq", make_zmq, summary="devices on a network, encrypted, each let in by its key")
     register("torch", make_torch, summary="processes that torchrun starts, over torch.distributed (gloo, nccl)")

@@ -1,32 +1,27 @@
-"""Devices of one machine, threads or processes, over Unix sockets."""
+"""Devices of one machine, threads or processes: messages over Unix sockets, collectives through shared memory."""
 
 from __future__ import annotations
 
-import errno
-import os
-import selectors
-import socket
 import time
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
+import torch
+
+from pac_core.contracts.ring import check_root, check_tensor, members
 from pac_core.contracts.transport import TransportOptions
-from pac_core.errors import BadInput, Refused, TransportTimeout
-from pac_core.wire import Buffer, Kind, WireError, pack_head
+from pac_core.errors import TransportError
+from pac_plugins.transports.board import Board
 from pac_plugins.transports.framed import FramedTransport
-from pac_plugins.transports.greeting import Identity, check_answer, refusal
-from pac_plugins.transports.link import Handed, Link
-from pac_plugins.transports.stream import Stream
-from pac_plugins.transports.waker import Waker
-
-_RETRY = 0.02  # seconds between attempts to reach a device that has not started
+from pac_plugins.transports.greeting import Identity
+from pac_plugins.transports.local_link import LocalLink
 
 
 class LocalTransport(FramedTransport):
     """Stages or workers on one machine, in threads or processes.
 
     ``options.peers[i].address`` is the path of the socket file at which device i listens while the devices connect;
-    its permissions let no other user in. The file is gone once all are connected.
+    its permissions let no other user in. The file is gone once all are connected. Collectives of all devices go through
+    memory that they share, those of some through messages.
 
     Raises:
         BadInput: an address that cannot be used, or is in use.
@@ -34,166 +29,65 @@ class LocalTransport(FramedTransport):
         TransportTimeout: a device did not come.
     """
 
+    waits = False
+
     def __init__(self, options: TransportOptions) -> None:
         identity = Identity.of(options)
-        super().__init__(LocalLink(identity, options), identity.rank, identity.size, options)
+        link = LocalLink(identity, options)
+        super().__init__(link, identity.rank, identity.size, options)
+        self._board = Board(identity.rank, link.memory, link.bells, self._gone)
 
-
-class LocalLink(Link):
-    """A stream socket to each peer; devices connect to those of lower rank."""
-
-    def __init__(self, identity: Identity, options: TransportOptions) -> None:
-        self._streams: dict[int, Stream] = {}
-        self._selector = selectors.DefaultSelector()
-        self._waker = Waker()
-        deadline = time.monotonic() + options.timeout
-        try:
-            self._join(identity, [peer.address for peer in options.peers], deadline)
-        except BaseException:
-            self.close(0)
-            raise
-        for rank, stream in self._streams.items():
-            self._selector.register(stream.socket, selectors.EVENT_READ, rank)
-        self._selector.register(self._waker, selectors.EVENT_READ, None)
-
-    # connecting
-
-    def _join(self, identity: Identity, addresses: Sequence[str], deadline: float) -> None:
-        path = Path(addresses[identity.rank])
-        listener = _listen(path, identity.size)
-        try:
-            for rank in range(identity.rank):
-                self._streams[rank] = self._call(identity, rank, addresses[rank], deadline)
-            while len(self._streams) < identity.size - 1:
-                self._answer(identity, listener, deadline)
-            for rank in range(identity.rank + 1, identity.size):
-                self._streams[rank].send([pack_head(Kind.WELCOME)])
-        finally:
-            listener.close()
-            path.unlink(missing_ok=True)
-
-    def _call(self, identity: Identity, rank: int, address: str, deadline: float) -> Stream:
-        late = f"device {rank} at {address} did not answer in time"
-        stream = Stream(_connect(address, deadline, late))
-        try:
-            stream.send([identity.hello()])
-            answer = stream.wait(deadline)
-            if answer is None:
-                raise TransportTimeout(f"{late}{'; ' if stream.broken else ''}{stream.broken}")
-            check_answer(rank, answer)
-        except BaseException as error:
-            stream.socket.close()
-            if isinstance(error, WireError):
-                raise Refused(f"what listens at {address} is no device of this job: {error}") from error
-            raise
-        return stream
-
-    def _answer(self, identity: Identity, listener: socket.socket, deadline: float) -> None:
-        listener.settimeout(max(0.001, deadline - time.monotonic()))
-        try:
-            stream = Stream(listener.accept()[0])
-        except TimeoutError:
-            missing = sorted(set(range(identity.size)) - set(self._streams) - {identity.rank})
-            raise TransportTimeout(f"devices {missing} did not connect in time") from None
-        try:
-            hello = stream.wait(deadline)
-            rank, reason = identity.judge(hello or [])
-        except WireError:
-            stream.socket.close()
+    def all_reduce(
+        self, tensor: torch.Tensor, group: Sequence[int] | None = None, *, timeout: float | None = None
+    ) -> None:
+        if self._some(group):
+            super().all_reduce(tensor, group, timeout=timeout)
             return
-        if reason or rank in self._streams:
-            reason = reason or f"there are two devices {rank}"
-            stream.send([refusal(reason)])
-            stream.socket.close()
-            raise Refused(f"device {rank} cannot take part: {reason}")
-        self._streams[rank] = stream
+        check_tensor(tensor, sums=True)
+        self._board.all_reduce(tensor.detach().view(-1), self._deadline(timeout))
 
-    # connected
+    def broadcast(
+        self, tensor: torch.Tensor, root: int, group: Sequence[int] | None = None, *, timeout: float | None = None
+    ) -> None:
+        if self._some(group):
+            super().broadcast(tensor, root, group, timeout=timeout)
+            return
+        check_tensor(tensor)
+        check_root(root, range(self.size))
+        self._board.broadcast(tensor.detach().view(-1), root, self._deadline(timeout))
 
-    def send(self, peer: int, frames: Sequence[Buffer]) -> Handed | None:
-        return self._streams[peer].send(frames)
+    def gather(
+        self, tensor: torch.Tensor, root: int, group: Sequence[int] | None = None, *, timeout: float | None = None
+    ) -> list[torch.Tensor] | None:
+        if self._some(group):
+            return super().gather(tensor, root, group, timeout=timeout)
+        check_tensor(tensor)
+        check_root(root, range(self.size))
+        found = self._board.gather(tensor.detach().view(-1), root, self._deadline(timeout))
+        return None if found is None else [values.view(tensor.shape) for values in found]
 
-    def receive(self, seconds: float, blocked: Collection[int]) -> list[tuple[int, list[Buffer]]]:
-        for peer, stream in self._streams.items():
-            self._watch(peer, stream)
-        found: list[tuple[int, list[Buffer]]] = []
-        for key, events in self._selector.select(seconds):
-            if key.data is None:
-                self._waker.clear()
-                continue
-            stream = self._streams[key.data]
-            if events & selectors.EVENT_WRITE:
-                stream.flush()
-            if events & selectors.EVENT_READ:
-                try:
-                    found += [(key.data, piece) for piece in stream.pieces()]
-                except WireError as error:
-                    stream.broken = f"it does not keep to the protocol: {error}"
-        return found
+    def barrier(self, group: Sequence[int] | None = None, *, timeout: float | None = None) -> None:
+        if self._some(group):
+            super().barrier(group, timeout=timeout)
+        else:
+            self._board.barrier(self._deadline(timeout))
 
-    def _watch(self, peer: int, stream: Stream) -> None:
-        """Wait for what the stream needs, and for nothing once it is broken."""
-        registered = stream.socket.fileno() in self._selector.get_map()
-        if stream.broken:
-            if registered:
-                self._selector.unregister(stream.socket)
-        elif registered:
-            both = selectors.EVENT_READ | selectors.EVENT_WRITE
-            self._selector.modify(stream.socket, selectors.EVENT_READ if stream.unsent.done else both, peer)
+    def close(self) -> None:
+        super().close()
+        self._board.close()
 
-    def lost(self) -> Mapping[int, str]:
-        return {peer: stream.broken for peer, stream in self._streams.items() if stream.broken}
+    def _some(self, group: Sequence[int] | None) -> bool:
+        """Whether a group is not all of several devices; errors as in `members`."""
+        return not 1 < len(members(self.rank, self.size, group)) == self.size
 
-    def forget(self, peer: int) -> None:
-        self._streams[peer].broken = self._streams[peer].broken or "it is lost"
+    def _deadline(self, timeout: float | None) -> float:
+        return time.monotonic() + (self.timeout if timeout is None else timeout)
 
-    def wake(self) -> None:
-        self._waker.wake()
-
-    def close(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        for stream in self._streams.values():
-            while not stream.flush() and not stream.broken and time.monotonic() < deadline:
-                time.sleep(0.002)
-            stream.socket.close()
-        self._selector.close()
-        self._waker.close()
-
-
-def _listen(path: Path, size: int) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        try:
-            listener.bind(str(path))
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or _alive(path):
-                raise
-            path.unlink()  # left by a device that was killed
-            listener.bind(str(path))
-        os.chmod(path, 0o600)  # before anyone can connect
-        listener.listen(size)
-    except OSError as error:
-        listener.close()
-        raise BadInput(f"cannot listen at {path}: {error.strerror or error}; give another address") from error
-    return listener
-
-
-def _alive(path: Path) -> bool:
-    """Whether somebody listens at a socket file."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        return probe.connect_ex(str(path)) != errno.ECONNREFUSED
-
-
-def _connect(address: str, deadline: float, late: str) -> socket.socket:
-    while True:
-        connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            connected.connect(address)
-            return connected
-        except OSError as error:
-            connected.close()
-            if error.errno not in (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN):
-                raise BadInput(f"cannot connect to {address}: {error.strerror or error}") from error
-        if time.monotonic() > deadline:
-            raise TransportTimeout(late)
-        time.sleep(_RETRY)
+    def _gone(self, rank: int) -> TransportError | None:
+        """Why nothing more is to be expected of a device, if that is so."""
+        with self._gate:
+            try:
+                self._check(rank)
+            except TransportError as error:
+                return error.with_traceback(None)  # whose frames would keep the board's memory
+        return None
