@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import accumulate
 
 import torch
@@ -82,6 +83,7 @@ class Pipeline:
         self.timeout = timeout
         self.number, _ = plan.place(transport.rank)
         self.group = plan.group(self.number)
+        self._routes = cache(partial(routes, plan, transport.rank))
         self._learns = learning_stages(plan, stage.model.side.reads)
         self._in_flight: dict[int, tuple[Sequence[Example], Passed]] = {}
         self._sends: list[Work[None]] = []
@@ -149,7 +151,8 @@ class Pipeline:
                 if action.kind == "backward":
                     self._backward(action.micro, messages, sizes)
                 elif (part := arrived(messages) or own(action.micro)) is not None:
-                    loss += self._forward(action.micro, part, sizes)
+                    added = self._forward(action.micro, part, sizes)
+                    loss = loss if added is None else loss + added
             self._wait_for_sends()
         finally:
             self._in_flight.clear()
@@ -219,20 +222,20 @@ class Pipeline:
     def _sources(self, action: Action, sizes: Sequence[int]) -> tuple[Route, ...]:
         """Where the messages come from that an action needs."""
         if action.kind == "forward":
-            return routes(self.plan, self.transport.rank, self.number - 1, sizes[action.micro])
+            return self._routes(self.number - 1, sizes[action.micro])
         if not self._learns[self.number]:
             return ()
-        return routes(self.plan, self.transport.rank, self.number + 1, sizes[action.micro])
+        return self._routes(self.number + 1, sizes[action.micro])
 
-    def _forward(self, micro: int, part: Part, sizes: Sequence[int]) -> Tensor:
+    def _forward(self, micro: int, part: Part, sizes: Sequence[int]) -> Tensor | None:
         result, passed = self.stage.forward(part)
         self._in_flight[micro] = part.examples, passed
         self._send_on(micro, result, sizes)
-        return torch.zeros(()) if passed.loss is None else passed.loss.detach().double().cpu()
+        return None if passed.loss is None else passed.loss.detach().double().cpu()
 
     def _send_on(self, micro: int, result: Part, sizes: Sequence[int]) -> None:
         """Send each device of the next stage its rows."""
-        for route in routes(self.plan, self.transport.rank, self.number + 1, sizes[micro]):
+        for route in self._routes(self.number + 1, sizes[micro]):
             header, tensors = to_message(result.rows(route.first, route.last))
             self._send(route.rank, Message(Tag("forward", self.number + 1, micro), header, tensors))
 
@@ -244,7 +247,7 @@ class Pipeline:
         found = self.stage.backward(passed, gradients)
         if self.number == 0 or not self._learns[self.number - 1]:
             return
-        for route in routes(self.plan, self.transport.rank, self.number - 1, sizes[micro]):
+        for route in self._routes(self.number - 1, sizes[micro]):
             rows = rows_of_tensors(found, examples, route.first, route.last)
             self._send(route.rank, Message(Tag("backward", self.number - 1, micro), {}, rows))
 

@@ -1,0 +1,1 @@
+"""Step 3 of a run: from costs and devices to a plan."""
