@@ -113,9 +113,7 @@ def _side_numbers(info: BackboneInfo, adapter: AdapterConfig, stream: Stream) ->
     return info.hidden_size * width + (_layer_numbers(info, stream, width) if attends else width * width)
 
 
-def _kept(
-    info: BackboneInfo, adapter: AdapterConfig, stream: Stream, first: int, last: int, tokens: int
-) -> int:
+def _kept(info: BackboneInfo, adapter: AdapterConfig, stream: Stream, first: int, last: int, tokens: int) -> int:
     """Bytes that are kept for a token's backward pass through a slice."""
     width = info.hidden_size // adapter.reduction
     taps = _taps(adapter, stream, first, last)

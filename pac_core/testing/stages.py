@@ -214,9 +214,7 @@ def on_a_device(case: Case, transport: Transport, open_cache: OpenCache | None =
     losses, found = [], []
     for (rate, max_norm), batch in zip(STEPS, case.batches):
         given = (batch, known_beforehand(model, batch)) if number == 0 else ((), None)
-        losses.append(
-            pipeline.step(optimizer, len(batch), given[0], rate=rate, max_norm=max_norm, tensors=given[1])
-        )
+        losses.append(pipeline.step(optimizer, len(batch), given[0], rate=rate, max_norm=max_norm, tensors=given[1]))
         found.append(_gradients(mine))
     if open_cache is None:
         return Outcome(losses, found, _weights(mine))

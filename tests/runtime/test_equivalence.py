@@ -27,7 +27,9 @@ STORES = ["memory", "disk", "lz4+disk"]
 TRIPLES = list(zip(itertools.cycle(itertools.product(["local", "zmq", "torch"], STORES)), KINDS))
 
 
-@pytest.mark.parametrize(("pair", "kind"), TRIPLES, ids=lambda given: given if isinstance(given, str) else "-".join(given))
+@pytest.mark.parametrize(
+    ("pair", "kind"), TRIPLES, ids=lambda given: given if isinstance(given, str) else "-".join(given)
+)
 @given(data=st.data())
 @settings(max_examples=PLANS, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 def test_epochs_by_stages_and_from_the_cache_are_those_of_a_single_device(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pac_core.contracts.backbone import ENCODER
 from pac_core.contracts.scheduler import Plan, StagePlan
 from pac_core.contracts.transport import Peer, TransportOptions
-from pac_core.runtime.pipeline import routes, share_of
+from pac_core.runtime.routes import routes, share_of
 from pac_core.testing.stages import KINDS, Case, Outcome, assert_same, cases, on_a_device, on_one_device
 from pac_core.testing.threads import Exchange, in_threads
 from pac_plugins.transports import make_local
