@@ -40,6 +40,8 @@ class Part:
 
     def rows(self, first: int, last: int) -> Part:
         """The rows [first, last)."""
+        if (first, last) == (0, len(self.examples)):
+            return self
         return Part(self.examples[first:last], self.total, rows_of_tensors(self.tensors, self.examples, first, last))
 
 
@@ -47,6 +49,8 @@ def rows_of_tensors(
     tensors: Mapping[str, Tensor], examples: Sequence[Example], first: int, last: int
 ) -> dict[str, Tensor]:
     """What of ``tensors``, named as in `Part`, belongs to the examples [first, last)."""
+    if (first, last) == (0, len(examples)):
+        return dict(tensors)
     found = {}
     for name, tensor in tensors.items():
         ends = [0, *accumulate(_lengths(name, examples))]

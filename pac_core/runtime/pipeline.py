@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache, partial
 from itertools import accumulate
 
 import torch
@@ -17,43 +18,13 @@ from pac_core.errors import BadInput
 from pac_core.examples import Example
 from pac_core.runtime.optimizer import clip, cut, gradient_norm, set_rates
 from pac_core.runtime.parts import Part, from_message, join, join_tensors, rows_of_tensors, to_message
+from pac_core.runtime.routes import Route, learning_stages, routes, share_of
 from pac_core.runtime.schedule import SCHEDULES, Action
 from pac_core.runtime.stage import Passed, Stage
+from pac_core.runtime.timeline import Recording
+from pac_core.spans import Span, SpanKind
 
-
-@dataclass(frozen=True)
-class Route:
-    """Rows that two devices of neighbouring stages both work on.
-
-    Attributes:
-        rank: the other device.
-        first, last: the rows [first, last), counted from the first that this device has of the micro-batch.
-    """
-
-    rank: int
-    first: int
-    last: int
-
-
-def share_of(plan: Plan, rank: int, rows: int) -> tuple[int, int]:
-    """Rows [first, last) of a micro-batch of ``rows`` that ``rank`` works on."""
-    stage, place = plan.place(rank)
-    ends = [0, *accumulate(plan.stages[stage].split(rows))]
-    return ends[place], ends[place + 1]
-
-
-def routes(plan: Plan, rank: int, stage: int, rows: int) -> tuple[Route, ...]:
-    """Which rows ``rank`` shares with each device of the neighbouring ``stage``, in order; none beyond the ends."""
-    if not 0 <= stage < len(plan.stages):
-        return ()
-    first, last = share_of(plan, rank, rows)
-    found = []
-    for other in plan.group(stage):
-        start, end = share_of(plan, other, rows)
-        start, end = max(start, first), min(end, last)
-        if start < end:
-            found.append(Route(other, start - first, end - first))
-    return tuple(found)
+_NOTHING = nullcontext()
 
 
 class Pipeline:
@@ -86,11 +57,28 @@ class Pipeline:
         self.timeout = timeout
         self.number, _ = plan.place(transport.rank)
         self.group = plan.group(self.number)
+        self._routes = cache(partial(routes, plan, transport.rank))
         self._learns = learning_stages(plan, stage.model.side.reads)
         self._in_flight: dict[int, tuple[Sequence[Example], Passed]] = {}
         self._sends: list[Work[None]] = []
         self.asked: tuple[float, ...] = ()
         self.bytes_sent = 0
+        self._recording: Recording | None = None
+
+    @contextmanager
+    def recorded(self) -> Iterator[list[Span]]:
+        """Within it, what this device's computing thread does is noted, in seconds of `time.perf_counter`; see
+        `pac_core.runtime.timeline.gather_spans`.
+
+        ``"send"`` is the handing over of a message, which takes time only where the queue of sends is full, and, at the
+        end, waiting until all have left. Messages travel beside whatever else is noted.
+        """
+        stage = self.plan.stages[self.number]
+        self._recording = Recording(stage.devices[self.plan.place(self.transport.rank)[1]])
+        try:
+            yield self._recording.spans
+        finally:
+            self._recording = None
 
     def step(
         self,
@@ -123,9 +111,10 @@ class Pipeline:
         loss = self.gradients(rows, batch, tensors)
         loss, norm = self._sums(loss, None if optimizer is None else gradient_norm(optimizer), asks)
         if optimizer is not None:
-            clip(optimizer, max_norm, norm)
-            set_rates(optimizer, rate)
-            optimizer.step()
+            with self._doing("update"):
+                clip(optimizer, max_norm, norm)
+                set_rates(optimizer, rate)
+                optimizer.step()
         return float(loss)
 
     def gradients(
@@ -157,8 +146,9 @@ class Pipeline:
             for action, messages in self._with_messages(actions, sizes):
                 if action.kind == "backward":
                     self._backward(action.micro, messages, sizes)
-                elif (part := arrived(messages) or own(action.micro)) is not None:
-                    loss += self._forward(action.micro, part, sizes)
+                else:
+                    added = self._forward(action.micro, arrived(messages) or own(action.micro), sizes)
+                    loss = loss if added is None else loss + added
             self._wait_for_sends()
         finally:
             self._in_flight.clear()
@@ -191,8 +181,13 @@ class Pipeline:
         return [len(piece) for piece in cut(rows, self.plan.micro_batch_size)]
 
     def _wait_for_sends(self) -> None:
-        while self._sends:
-            self._sends.pop().wait(self.timeout)
+        with self._doing("send"):
+            while self._sends:
+                self._sends.pop().wait(self.timeout)
+
+    def _doing(self, kind: SpanKind, micro: int | None = None) -> AbstractContextManager[None]:
+        """Within it, this is what the device does, if that is being recorded."""
+        return _NOTHING if self._recording is None else self._recording.span(kind, micro)
 
     def _parts(
         self, batch: Sequence[Example], sizes: Sequence[int], tensors: Mapping[str, Tensor]
@@ -219,7 +214,11 @@ class Pipeline:
             needs = bool(self._sources(action, sizes))
             while needing and len(posted) < 1 + needs:
                 posted.append(self._post(needing.popleft(), sizes))
-            yield action, [work.wait(self.timeout) for work in posted.popleft()] if needs else []
+            yield action, self._arrived(action, posted.popleft()) if needs else []
+
+    def _arrived(self, action: Action, works: Sequence[Work[Message]]) -> list[Message]:
+        with self._doing("wait", action.micro):
+            return [work.wait(self.timeout) for work in works]
 
     def _post(self, action: Action, sizes: Sequence[int]) -> list[Work[Message]]:
         tag = Tag(action.kind, self.number, action.micro)
@@ -228,20 +227,24 @@ class Pipeline:
     def _sources(self, action: Action, sizes: Sequence[int]) -> tuple[Route, ...]:
         """Where the messages come from that an action needs."""
         if action.kind == "forward":
-            return routes(self.plan, self.transport.rank, self.number - 1, sizes[action.micro])
+            return self._routes(self.number - 1, sizes[action.micro])
         if not self._learns[self.number]:
             return ()
-        return routes(self.plan, self.transport.rank, self.number + 1, sizes[action.micro])
+        return self._routes(self.number + 1, sizes[action.micro])
 
-    def _forward(self, micro: int, part: Part, sizes: Sequence[int]) -> Tensor:
-        result, passed = self.stage.forward(part)
+    def _forward(self, micro: int, part: Part | None, sizes: Sequence[int]) -> Tensor | None:
+        """What the rows of ``part``, if there are any, add to the loss, on the last stage."""
+        if part is None:
+            return None
+        with self._doing("forward", micro):
+            result, passed = self.stage.forward(part)
         self._in_flight[micro] = part.examples, passed
         self._send_on(micro, result, sizes)
-        return torch.zeros(()) if passed.loss is None else passed.loss.detach().double().cpu()
+        return None if passed.loss is None else passed.loss.detach().double().cpu()
 
     def _send_on(self, micro: int, result: Part, sizes: Sequence[int]) -> None:
         """Send each device of the next stage its rows."""
-        for route in routes(self.plan, self.transport.rank, self.number + 1, sizes[micro]):
+        for route in self._routes(self.number + 1, sizes[micro]):
             header, tensors = to_message(result.rows(route.first, route.last))
             self._send(route.rank, Message(Tag("forward", self.number + 1, micro), header, tensors))
 
@@ -250,16 +253,18 @@ class Pipeline:
             return
         examples, passed = self._in_flight.pop(micro)
         gradients = join_tensors([message.tensors for message in messages]) if messages else {}
-        found = self.stage.backward(passed, gradients)
+        with self._doing("backward", micro):
+            found = self.stage.backward(passed, gradients)
         if self.number == 0 or not self._learns[self.number - 1]:
             return
-        for route in routes(self.plan, self.transport.rank, self.number - 1, sizes[micro]):
+        for route in self._routes(self.number - 1, sizes[micro]):
             rows = rows_of_tensors(found, examples, route.first, route.last)
             self._send(route.rank, Message(Tag("backward", self.number - 1, micro), {}, rows))
 
     def _send(self, rank: int, message: Message) -> None:
         self.bytes_sent += message.nbytes()
-        self._sends.append(self.transport.isend(rank, message, timeout=self.timeout))
+        with self._doing("send", message.tag.micro_batch):
+            self._sends.append(self.transport.isend(rank, message, timeout=self.timeout))
 
     def _reduce(self) -> None:
         """Sum the gradients over the device group."""
@@ -268,7 +273,8 @@ class Pipeline:
             return
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        self.transport.all_reduce(flat, self.group, timeout=self.timeout)
+        with self._doing("reduce"):
+            self.transport.all_reduce(flat, self.group, timeout=self.timeout)
         self.bytes_sent += 2 * (len(self.group) - 1) * flat.numel() * flat.element_size() // len(self.group)
         for p, gradient, summed in zip(parameters, gradients, torch.split(flat, [p.numel() for p in parameters])):
             p.grad = gradient.copy_(summed.view_as(p))
@@ -280,7 +286,8 @@ class Pipeline:
         own = norm.double().square().cpu() if norm is not None and counts else torch.zeros((), dtype=torch.float64)
         sums = torch.cat([torch.stack([loss, own]), torch.tensor(asks, dtype=torch.float64)])
         if self.transport.size > 1:
-            self.transport.all_reduce(sums, timeout=self.timeout)
+            with self._doing("reduce"):
+                self.transport.all_reduce(sums, timeout=self.timeout)
         self.asked = tuple(sums[2:].tolist())
         return sums[0], sums[1].sqrt()
 
@@ -288,10 +295,3 @@ class Pipeline:
 def arrived(messages: Sequence[Message]) -> Part | None:
     """The part that these messages bring; None without any."""
     return join([from_message(message.header, message.tensors) for message in messages]) if messages else None
-
-
-def learning_stages(plan: Plan, reads: Sequence[str]) -> tuple[bool, ...]:
-    """For each stage, whether a side state leaves it, whose gradient the next stage sends back: the side network has
-    begun by then. It has not where it reads the decoder only and the stage is still in the encoder."""
-    begun = [any(stream in reads for stream in stage.layers) for stage in plan.stages]
-    return tuple(any(begun[: i + 1]) and i + 1 < len(begun) for i in range(len(begun)))

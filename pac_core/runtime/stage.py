@@ -129,25 +129,35 @@ class Stage:
         segments = [segment for example in part.examples for segment in of_stream(example, name)]
         rows = _lengths(segments)
         wanted = self._reader.taps.get(name, ())
-        before = self._boundary(stream, segments, part)
-        kept = [before["hidden"]] if 0 in wanted else []
-        after = before
-        for index, after in enumerate(self.model.backbone.run(name, first, last, before), start=first + 1):
+        boundary = self._boundary(stream, segments, part)
+        tap = rows.unpad(boundary["hidden"])
+        taps = tap.new_empty(len(wanted), *tap.shape)  # filled as layers run, so that taps are in memory once
+        if 0 in wanted:
+            taps[0] = tap
+        for index, boundary in enumerate(self.model.backbone.run(name, first, last, boundary), start=first + 1):
+            tap = rows.unpad(boundary["hidden"])
             if index in wanted:
-                kept.append(after["hidden"])
-        hidden, taps = rows.unpad(after["hidden"]), None
-        if kept:
-            taps = self._stored(segments, torch.stack([rows.unpad(tap) for tap in kept]))
-        if self.is_last and stream is self.chain[-1] and taps is not None:
-            hidden = taps[-1]  # rounded as the cache does, like all that the side network and the head read
-        return replace(part, tensors={**part.tensors, f"{name}.b": hidden}), taps
+                taps[wanted.index(index)] = tap
+        if not wanted:
+            return replace(part, tensors={**part.tensors, f"{name}.b": tap}), None
+        taps = self._stored(segments, taps)
+        if self.is_last and stream is self.chain[-1]:
+            tap = taps[-1]  # rounded as the cache does, like all that the side network and the head read
+        return replace(part, tensors={**part.tensors, f"{name}.b": tap}), taps
 
     def _stored(self, segments: Sequence[Segment], taps: Tensor) -> Tensor:
-        """``taps`` (taps, tokens, d) of segments, written to the cache, as they will come back."""
-        if self._reader.cache is None:
-            return taps.to(self._reader.dtype)
-        entries = list(torch.split(taps.cpu(), [len(segment) for segment in segments], dim=1))
-        return torch.cat(self._reader.store(segments, entries), dim=1).to(taps.device, self._reader.dtype)
+        """``taps`` (taps, tokens, d) of segments, written to the cache, as they will come back; in their memory where
+        that has the right number format."""
+        cache, dtype = self._reader.cache, self._reader.dtype
+        if cache is None:
+            return taps.to(dtype)
+        found = taps.to(dtype)
+        lengths = [len(segment) for segment in segments]
+        for segment, entry, place in zip(segments, torch.split(taps.cpu(), lengths, 1), torch.split(found, lengths, 1)):
+            key = cache.keys([segment])
+            cache.put(key, [entry])
+            place.copy_(cache.as_read(entry, dtype))
+        return found
 
     def _boundary(self, stream: Stream, segments: Sequence[Segment], part: Part) -> Boundary:
         """The boundary before the slice: embedded, or from what the stage before sent."""

@@ -75,7 +75,7 @@ class Exchange:
 class ThreadTransport(Transport):
     """The transport of one thread among ``size`` that share an `Exchange`."""
 
-    def __init__(self, exchange: Exchange, rank: int, size: int, timeout: float = 60.0) -> None:
+    def __init__(self, exchange: Exchange, rank: int, size: int, timeout: float = 240.0) -> None:
         self.exchange = exchange
         self.timeout = timeout
         self._rank = rank

@@ -89,7 +89,9 @@ FAMILIES: dict[str, Callable[[int], Any]] = {"bert": _bert, "gpt2": _gpt2, "llam
 """Builders by ``model_type``."""
 
 
-def tiny_model(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, labels: int = 3) -> Any:
+def tiny_model(
+    family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, labels: int = 3, layers: int | None = None
+) -> Any:
     """A transformers model of width 32 with 2 or 3 layers, in evaluation mode.
 
     Its weights are larger than fresh ones, and biases and norms are no longer 0 and 1, so that a part that is left out
@@ -100,13 +102,23 @@ def tiny_model(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32
         seed: of the weights.
         dtype: of the weights.
         labels: classes of a sequence classification model; 1 stands for regression.
+        layers: of each stream, for pipelines of many stages; None leaves 2 or 3.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = FAMILIES[family](labels)
+        if layers is not None:
+            model = type(model)(_of_depth(model.config, layers))
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model.to(dtype).eval()
+
+
+def _of_depth(config: Any, layers: int) -> Any:
+    """``config`` with so many layers in each stream."""
+    names = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
+    held = config.to_dict()
+    return type(config)(**{**held, **{name: layers for name in names if name in held}})
 
 
 def tiny_tokenizer() -> Any:
