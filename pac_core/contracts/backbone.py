@@ -98,14 +98,17 @@ class BackboneSource:
         path: local folder (or hub id) with ``config.json`` and safetensors; None when ``model`` is given.
         model: a ``transformers.PreTrainedModel``, with or without a task head; it is frozen, never copied.
         layers: per stream the half-open range [first, last) of layers to hold; None holds all. Embeddings come with
-            first = 0, the final norm and language-model head with last = L. Only with ``path``.
+            first = 0, the final norm and language-model head with last = L, even where first = L too. An empty dict
+            holds nothing, which costs no memory and is enough for `Backbone.info`. Only with ``path``.
         dtype: dtype to load the weights in; None keeps the checkpoint's.
+        fingerprint: that of this very checkpoint and dtype where it is known already: then only what is held is read.
     """
 
     path: str | Path | None = None
     model: Any = None
     layers: dict[str, tuple[int, int]] | None = None
     dtype: torch.dtype | None = None
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,12 @@ class Backbone(ABC):
 
     @abstractmethod
     def layer_weights(self, stream: str, layer: int) -> LayerWeights:
-        """Matrices of layer ``layer`` (0-based) of ``stream``, for pruning."""
+        """Matrices of layer ``layer`` (0-based) of ``stream``, for pruning; a slice reads those of a layer that it does
+        not hold from the checkpoint, and does not keep them.
+
+        Raises:
+            RuntimeError: the backbone has been released.
+        """
 
     @abstractmethod
     def new_past(self) -> Any:

@@ -6,6 +6,7 @@ import copy
 import ctypes
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -39,6 +40,7 @@ class TransformersBackbone(Backbone):
 
     def __init__(self, source: BackboneSource) -> None:
         held = hold(source, self.family)
+        self._source = replace(source, model=None, fingerprint=held.fingerprint)
         self.config = held.config
         self._base = held.base
         self._ranges = held.ranges
@@ -137,10 +139,13 @@ class TransformersBackbone(Backbone):
         return self.config.decoder_start_token_id if self.info.is_encoder_decoder else None
 
     def layer_weights(self, stream: str, layer: int) -> LayerWeights:
-        start, end = self._held_range(stream)
-        if not start <= layer < end:
-            raise RuntimeError(f"layer {layer} asked for, but this slice holds [{start}, {end})")
-        return self._weights(stream, self._layers[stream][layer - start])
+        if self.released:
+            raise RuntimeError("the backbone was released; load it again to read its layers")
+        start, end = self._ranges.get(stream, (0, 0))
+        if start <= layer < end:
+            return self._weights(stream, self._layers[stream][layer - start])
+        alone = type(self)(replace(self._source, layers={stream: (layer, layer + 1)}))
+        return alone.layer_weights(stream, layer)
 
     @abstractmethod
     def _weights(self, stream: str, layer: Any) -> LayerWeights:

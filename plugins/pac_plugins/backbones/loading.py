@@ -111,7 +111,7 @@ def _load(source: BackboneSource, family: Family) -> Held:
     layers = _cut(base, family, ranges)
     head = reader.head(base, ranges)
     base.requires_grad_(False).eval()
-    fingerprint = combine(base, config, reader.dtype, digests, family.config_keys)
+    fingerprint = source.fingerprint or combine(base, config, reader.dtype, digests, family.config_keys)
     return Held(base, config, ranges, layers, kept, head, reader.has_head, reader.dtype, fingerprint)
 
 
@@ -165,15 +165,18 @@ class _Reader:
         self._family = family
         self._config = config
         self._cast = source.dtype
+        self._hashes = source.fingerprint is None
         self._tied = bool(getattr(config, "tie_word_embeddings", False))
         self._head = checkpoint.stored_name([HEAD]) if family.head else None
         self.has_head = family.head and (self._head is not None or self._tied)
         self.dtype = self._target(self._stored(family.embedding))
 
     def fill(self, base: Any, ranges: Ranges) -> dict[str, str | None]:
-        """Give ``base`` the weights of ``ranges``; returns the digests of all weights of the whole backbone."""
+        """Give ``base`` the weights of ``ranges``; returns the digests of all weights of the whole backbone, unless
+        its fingerprint is known."""
         held = set(self._family.needed(base, self._config, ranges))
-        names = list(self._family.needed(base, self._config, self._family.ranges(self._config)))
+        wanted = self._family.ranges(self._config) if self._hashes else ranges
+        names = list(self._family.needed(base, self._config, wanted))
         shapes = {name: tuple(parameter.shape) for name, parameter in base.named_parameters()}
         results = in_threads(partial(self._one, held=held, shapes=shapes), names)
         tensors = {name: tensor for name, (tensor, _) in zip(names, results) if tensor is not None}
@@ -209,7 +212,7 @@ class _Reader:
                     f"{self._checkpoint.path}: tensor {stored} of {self._checkpoint.file_name(stored)} is "
                     f"{tuple(tensor.shape)}, but config.json asks for {shapes[name]}; they belong to different models"
                 )
-            return tensor, tensor_digest(tensor)
+            return tensor, tensor_digest(tensor) if self._hashes else None
         if not self._checkpoint.on_disk(stored):
             return None, None
         entry = self._checkpoint.entry(stored)
