@@ -13,12 +13,11 @@ from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from pac_core.backbones import load_backbone
-from pac_core.contracts.backbone import DECODER, ENCODER, Backbone, BackboneSource
+from pac_core.contracts.backbone import DECODER, ENCODER, PARTIAL, Backbone, BackboneSource
 from pac_core.errors import BadInput
 from pac_core.registry import Registry
 from pac_core.testing.backbone_reference import Batch, backbone_taps, differing_taps, make_batch, model_taps, whole
 from pac_plugins.backbones import tensor_file
-from pac_plugins.backbones.fingerprint import PARTIAL
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
 
@@ -52,9 +51,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     read = tensor_file.TensorFile.read
 
-    def counted(self: Any, name: str) -> Any:
+    def counted(self: Any, name: str, dtype: torch.dtype) -> Any:
         names.append(name)
-        return read(self, name)
+        return read(self, name, dtype)
 
     monkeypatch.setattr(tensor_file.TensorFile, "read", counted)
     return names
