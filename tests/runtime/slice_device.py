@@ -22,14 +22,14 @@ def memory(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def share(transport: Transport, model: str, layers: Any, dtype: str, root: str) -> dict[str, Any]:
-    """One sharing-out; a worker with a ``root`` does not see the leader's disk."""
+def share(transport: Transport, model: str, layers: Any, dtype: str, root: str, before: int) -> dict[str, Any]:
+    """One sharing-out, and how far its peak is above ``before``; with a ``root`` workers do not see the leader's disk."""
     registry, sent = Registry(), {}
     Path("/proc/self/clear_refs").write_text("5")
-    before = memory("VmRSS")
     if transport.rank == 0:
         backbone = describe(model, getattr(torch, dtype), registry, digests=True)
-        recipients = {rank: slices.Recipient(f"d{rank}", layers) for rank in range(1, transport.size)}
+        held = {stream: (first, last) for stream, (first, last) in layers.items()}
+        recipients = {rank: slices.Recipient(f"d{rank}", held) for rank in range(1, transport.size)}
         sent = slices.serve_slices(transport, model, backbone, recipients)
     else:
         slices.local_folder = (lambda path: None) if root else local_folder
@@ -42,7 +42,8 @@ def share(transport: Transport, model: str, layers: Any, dtype: str, root: str) 
 def main(rank: int, peers: list[str], warm_up: str, rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
     load_backbone(BackboneSource(warm_up), Registry())  # what is imported and set up once is not the slice's
     with make_local(TransportOptions(rank, [Peer(peer) for peer in peers])) as transport:
-        found = [share(transport, **told) for told in rounds]
+        before = memory("VmRSS")
+        found = [share(transport, **told, before=before) for told in rounds]
         transport.barrier()
     return found
 
