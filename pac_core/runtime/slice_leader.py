@@ -70,7 +70,8 @@ def serve_slices(
 
 def make_offer(model: str | Path, backbone: Backbone, recipient: Recipient) -> Offer:
     """What the leader tells one worker; arguments and errors as in `serve_slices`."""
-    layers = None if recipient.layers is None else dict(recipient.layers)
+    given = recipient.layers
+    layers = None if given is None else {stream: (first, last) for stream, (first, last) in given.items()}
     whole, own = backbone.weights(), backbone.weights(layers)
     names = {weight.name for weight in (*whole, *own)}
     if backbone.info.fingerprint.endswith(PARTIAL) or not names <= set(backbone.digests):

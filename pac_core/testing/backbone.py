@@ -145,8 +145,11 @@ class BackboneSuite(BackboneLife):
         assert live.config.model_type == disk.config.model_type == info.model_type
         assert (live.decoder_start() is None) != info.is_encoder_decoder
 
-    def test_layer_weights_have_the_family_independent_shapes(self, model: Any, live: Backbone, disk: Backbone) -> None:
+    def test_layer_weights_have_the_family_independent_shapes(
+        self, model: Any, live: Backbone, disk: Backbone, folder: Path
+    ) -> None:
         info, storages = live.info, {p.untyped_storage().data_ptr() for p in model.parameters()}
+        nothing = self.build(BackboneSource(folder, layers={}))
         for stream in info.streams:
             for layer in range(stream.layers):
                 weights = live.layer_weights(stream.name, layer)
@@ -163,9 +166,10 @@ class BackboneSuite(BackboneLife):
                 assert weights.down.shape[0] == info.hidden_size
                 matrices = [*ups, weights.down, *(m for a in attentions for m in (a.query, a.key, a.value, a.output))]
                 assert {m.untyped_storage().data_ptr() for m in matrices} <= storages
-                loaded = disk.layer_weights(stream.name, layer)
-                assert torch.equal(loaded.attention.value, weights.attention.value)
-                assert torch.equal(loaded.down, weights.down)
+                for other in (disk, nothing):
+                    loaded = other.layer_weights(stream.name, layer)
+                    assert torch.equal(loaded.attention.value, weights.attention.value)
+                    assert torch.equal(loaded.down, weights.down)
 
     def test_weights_are_loaded_in_the_dtype_asked_for(self, model: Any, folder: Path) -> None:
         backbone = self.build(BackboneSource(folder, dtype=torch.bfloat16))

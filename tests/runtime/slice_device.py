@@ -23,13 +23,12 @@ def memory(field: str) -> int:
 
 
 def share(transport: Transport, model: str, layers: Any, dtype: str, root: str, before: int) -> dict[str, Any]:
-    """One sharing-out, and how far its peak is above ``before``; with a ``root`` workers do not see the leader's disk."""
+    """One sharing-out, and how far its peak is above ``before``; with a ``root`` workers see no disk but their own."""
     registry, sent = Registry(), {}
     Path("/proc/self/clear_refs").write_text("5")
     if transport.rank == 0:
         backbone = describe(model, getattr(torch, dtype), registry, digests=True)
-        held = {stream: (first, last) for stream, (first, last) in layers.items()}
-        recipients = {rank: slices.Recipient(f"d{rank}", held) for rank in range(1, transport.size)}
+        recipients = {rank: slices.Recipient(f"d{rank}", layers) for rank in range(1, transport.size)}
         sent = slices.serve_slices(transport, model, backbone, recipients)
     else:
         slices.local_folder = (lambda path: None) if root else local_folder

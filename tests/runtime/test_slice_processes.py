@@ -13,11 +13,12 @@ import torch
 import transformers as hf
 
 from pac_core.contracts.backbone import ENCODER
-from pac_core.contracts.transport import Peer, TransportOptions
+from pac_core.contracts.transport import Peer, Transport, TransportOptions
 from pac_core.errors import PeerLost
 from pac_core.registry import Registry
 from pac_core.runtime import slice_leader
-from pac_core.runtime.slices import Recipient, serve_slices
+from pac_core.runtime.slices import Recipient, open_slice, serve_slices
+from pac_core.testing.threads import in_threads
 from pac_core.testing.tiny import tiny_model
 from pac_core.weights import describe, slice_bytes
 from pac_plugins.backbones.tensor_file import TensorFile
@@ -70,7 +71,6 @@ def test_workers_take_their_slice_and_the_leader_next_to_nothing(start: Start, l
     assert [leader["sent"] for leader, *_ in by_round] == [2 * size, 2 * size, 0, 0]
     for (_, dtype), (leader, *workers) in zip(rounds, by_round):
         assert {worker["fingerprint"] for worker in workers} == {leader["fingerprint"]}
-        print(dtype, leader["grown"] >> 20, [w["grown"] >> 20 for w in workers])
         assert leader["grown"] < SMALL
         weights = slice_bytes(describe(large, getattr(torch, dtype), Registry()), LAYERS)
         for worker in workers:
@@ -94,18 +94,12 @@ def test_a_kill_leaves_whole_files_with_which_the_next_worker_goes_on(
                 go_on.wait(60)
             yield piece
 
-    def lead() -> dict[int, int]:
-        with make_local(TransportOptions(0, peers)) as transport:
-            sent = serve_slices(transport, large, backbone, {1: Recipient("d1", LAYERS)})
-            transport.barrier()
-            return sent
-
     monkeypatch.setattr(slice_leader, "payload", pausing)
     worker = start(1, 2, (kept, "float32"))
     killer = threading.Thread(target=lambda: (paused.wait(60), worker.kill(), worker.wait(), go_on.set()))
     killer.start()
-    with pytest.raises(PeerLost):
-        lead()
+    with make_local(TransportOptions(0, peers)) as transport, pytest.raises(PeerLost):
+        serve_slices(transport, large, backbone, {1: Recipient("d1", LAYERS)})
     killer.join()
     (folder,) = kept.glob("1/models/*/*")
     assert [file.name for file in folder.glob("encoder-*.safetensors")] == ["encoder-0002.safetensors"]
@@ -113,7 +107,14 @@ def test_a_kill_leaves_whole_files_with_which_the_next_worker_goes_on(
     for file in folder.glob("*.safetensors"):
         TensorFile(file)
     monkeypatch.undo()
-    worker = start(1, 2, (kept, "float32"))
-    sent = lead()
-    assert said(worker)[0]["fingerprint"] == backbone.info.fingerprint
+    monkeypatch.setattr("pac_core.runtime.slices.local_folder", lambda path: None)
+    recipients = {1: Recipient("d1", LAYERS)}
+
+    def device(transport: Transport) -> Any:
+        if transport.rank == 0:
+            return serve_slices(transport, large, backbone, recipients)
+        return open_slice(transport, 0, kept / "1", Registry()).info
+
+    sent, info = in_threads(2, device)
+    assert info == backbone.info
     assert sent == {1: sum(w.size for w in backbone.weights() if w.layer in [(ENCODER, 3), (ENCODER, 4)])}

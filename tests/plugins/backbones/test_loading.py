@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from pac_core.backbones import load_backbone
+from pac_core.contracts.adapter import AdapterConfig
 from pac_core.contracts.backbone import DECODER, ENCODER, PARTIAL, Backbone, BackboneSource
 from pac_core.errors import BadInput
 from pac_core.registry import Registry
@@ -77,6 +79,21 @@ def test_ends_of_the_chain_read_embeddings_norm_and_head(folder: Path, reads: li
     reads.clear()
     load(folder, layers={DECODER: (4, 4)})
     assert sorted(reads) == ["lm_head.weight", "model.norm.weight"]
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "t5"])
+def test_a_side_network_is_pruned_from_a_backbone_that_holds_nothing(
+    family: str, checkpoint: Callable[[str], Path]
+) -> None:
+    states = []
+    for layers in (None, {}):
+        backbone = load(checkpoint(family), layers=layers)
+        torch.manual_seed(0)
+        build = Registry().get("adapters", "parallel")
+        states.append(build(backbone, AdapterConfig(reduction=4), backbone.info.streams[-1].name).state_dict())
+    assert {name: torch.equal(value, states[0][name]) for name, value in states[1].items()} == dict.fromkeys(
+        states[0], True
+    )
 
 
 def test_one_stream_can_be_held_alone(tmp_path: Path, reads: list[str]) -> None:
