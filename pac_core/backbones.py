@@ -70,6 +70,22 @@ def find_file(path: str | Path, name: str) -> Path | None:
     return _from_hub(str(path), name)
 
 
+def local_folder(path: str | Path) -> Path | None:
+    """The folder on this device with the checkpoint at ``path``, a folder or hub id; None if there is none. No hub is
+    asked."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(str(path), CONFIG)
+    except HFValidationError:
+        return None
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
 def refuse_unservable(config: Mapping[str, Any], where: str) -> None:
     """Raise BadInput for what no backbone can serve yet: mixtures of experts and quantised weights."""
     experts = [name for name in EXPERTS if (config.get(name) or 0) > 1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,9 @@ from torch import Tensor
 
 ENCODER = "encoder"
 DECODER = "decoder"
+
+PARTIAL = "-partial"
+"""Ends the fingerprint of a slice whose device does not know the other layers; no whole backbone's ends so."""
 
 Boundary = dict[str, Tensor]
 """What crosses from one layer to the next, all rows padded to one length.
@@ -102,6 +105,9 @@ class BackboneSource:
             holds nothing, which costs no memory and is enough for `Backbone.info`. Only with ``path``.
         dtype: dtype to load the weights in; None keeps the checkpoint's.
         fingerprint: that of this very checkpoint and dtype where it is known already: then only what is held is read.
+        digests: those of the weights that are not held, as `Backbone.digests` of another device gives them: then these
+            weights are neither read nor need to be there, and the fingerprint is made of the digests of what is held
+            and of these. An empty mapping reads nothing but headers to tell what is not held.
     """
 
     path: str | Path | None = None
@@ -109,6 +115,37 @@ class BackboneSource:
     layers: dict[str, tuple[int, int]] | None = None
     dtype: torch.dtype | None = None
     fingerprint: str | None = None
+    digests: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One tensor of a checkpoint that a backbone consists of, and where its bytes are; read from headers alone.
+
+    Attributes:
+        name: of the parameter; the key in `Backbone.digests`.
+        stored: its name in the checkpoint.
+        file: the file that holds it, raw and little-endian, on this device.
+        start: its first byte in that file.
+        dtype, shape: as stored.
+        nbytes: what it takes in memory, in the backbone's dtype.
+        layer: stream and number of the layer that it belongs to; None for embeddings, final norms, the head, and what
+            layers share.
+    """
+
+    name: str
+    stored: str
+    file: Path
+    start: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    nbytes: int
+    layer: tuple[str, int] | None
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -162,6 +199,9 @@ class Backbone(ABC):
 
     info: BackboneInfo
     config: Any  # the transformers configuration
+    digests: Mapping[str, str]
+    """Of every weight in the backbone's dtype, the language-model head's too, by name, as far as they are known: empty
+    where the source says the fingerprint."""
 
     @abstractmethod
     def embed(
@@ -214,6 +254,17 @@ class Backbone(ABC):
 
         Raises:
             RuntimeError: the backbone has been released.
+        """
+
+    @abstractmethod
+    def weights(self, layers: Mapping[str, tuple[int, int]] | None = None) -> tuple[Weight, ...]:
+        """The stored tensors that a slice of this checkpoint needs, whatever this backbone holds; each once.
+
+        Args:
+            layers: as in `BackboneSource`.
+
+        Raises:
+            BadInput: there are no such layers, files are missing, or the model came from memory and has no files.
         """
 
     @abstractmethod

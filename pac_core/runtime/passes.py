@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from pac_core.contracts.scheduler import Plan
 from pac_core.runtime.optimizer import cut
-from pac_core.runtime.pipeline import share_of
+from pac_core.runtime.routes import share_of
 
 
 def widened(plan: Plan, rows: int) -> Plan:

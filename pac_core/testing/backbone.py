@@ -9,9 +9,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
-from pac_core.contracts.backbone import DECODER, Backbone, BackboneSource
+from pac_core.contracts.backbone import DECODER, PARTIAL, Backbone, BackboneSource
+from pac_core.errors import BadInput
 from pac_core.testing.backbone_life import BackboneLife
+from pac_core.testing.backbone_parts import change, copy_slice
 from pac_core.testing.backbone_reference import Batch, backbone_taps, differing_taps, make_batch, split, whole
 
 LENGTHS = st.lists(st.integers(2, 12), min_size=3, max_size=3)
@@ -142,8 +145,11 @@ class BackboneSuite(BackboneLife):
         assert live.config.model_type == disk.config.model_type == info.model_type
         assert (live.decoder_start() is None) != info.is_encoder_decoder
 
-    def test_layer_weights_have_the_family_independent_shapes(self, model: Any, live: Backbone, disk: Backbone) -> None:
+    def test_layer_weights_have_the_family_independent_shapes(
+        self, model: Any, live: Backbone, disk: Backbone, folder: Path
+    ) -> None:
         info, storages = live.info, {p.untyped_storage().data_ptr() for p in model.parameters()}
+        nothing = self.build(BackboneSource(folder, layers={}))
         for stream in info.streams:
             for layer in range(stream.layers):
                 weights = live.layer_weights(stream.name, layer)
@@ -160,9 +166,10 @@ class BackboneSuite(BackboneLife):
                 assert weights.down.shape[0] == info.hidden_size
                 matrices = [*ups, weights.down, *(m for a in attentions for m in (a.query, a.key, a.value, a.output))]
                 assert {m.untyped_storage().data_ptr() for m in matrices} <= storages
-                loaded = disk.layer_weights(stream.name, layer)
-                assert torch.equal(loaded.attention.value, weights.attention.value)
-                assert torch.equal(loaded.down, weights.down)
+                for other in (disk, nothing):
+                    loaded = other.layer_weights(stream.name, layer)
+                    assert torch.equal(loaded.attention.value, weights.attention.value)
+                    assert torch.equal(loaded.down, weights.down)
 
     def test_weights_are_loaded_in_the_dtype_asked_for(self, model: Any, folder: Path) -> None:
         backbone = self.build(BackboneSource(folder, dtype=torch.bfloat16))
@@ -180,6 +187,53 @@ class BackboneSuite(BackboneLife):
     ) -> None:
         slices = [self.build(BackboneSource(folder, layers=held)) for held in split(disk, [0.5])]
         assert {b.info.fingerprint for b in (live, disk, *slices)} == {live.info.fingerprint}
+
+    @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+    def test_a_slice_needs_its_own_weights_and_the_digests_of_the_others(
+        self, model: Any, folder: Path, tmp_path: Path, dtype: torch.dtype | None
+    ) -> None:
+        nothing = self.build(BackboneSource(folder, layers={}, dtype=dtype))
+        ranges = split(nothing, [0.4, 0.7])
+        slices = []
+        for number, held in enumerate(ranges):
+            alone = copy_slice(nothing.weights(held), folder, tmp_path / str(number))
+            source = BackboneSource(alone, layers=held, dtype=nothing.info.dtype, digests=nothing.digests)
+            slices.append(self.build(source))
+        assert {part.info.fingerprint for part in slices} == {nothing.info.fingerprint}
+        assert not nothing.info.fingerprint.endswith(PARTIAL)
+        batch = make_batch(model, [5, 11, 8], [4, 9, 6], "right", 2)
+        expected = self.build(BackboneSource(folder, dtype=dtype))
+        own = backbone_taps(slices, ranges, batch)
+        assert differing_taps(own, backbone_taps([expected], [whole(expected)], batch), batch) == []
+
+    def test_every_weight_of_a_slice_has_a_digest_that_tells_of_changes(self, folder: Path, tmp_path: Path) -> None:
+        nothing = self.build(BackboneSource(folder, layers={}))
+        for held in split(nothing, [0.5]):
+            alone = copy_slice(nothing.weights(held), folder, tmp_path / "slice")
+            for weight in nothing.weights(held):
+                change(alone / "model.safetensors", weight.stored, 1.0)
+            source = BackboneSource(alone, layers=held, dtype=nothing.info.dtype, digests=nothing.digests)
+            changed = self.build(source)
+            assert changed.info.fingerprint != nothing.info.fingerprint
+            differ = {name for name in changed.digests if changed.digests[name] != nothing.digests[name]}
+            assert differ >= {weight.name for weight in nothing.weights(held)}
+
+    def test_weights_say_what_a_slice_takes(self, model: Any, folder: Path) -> None:
+        nothing = self.build(BackboneSource(folder, layers={}, digests={}))
+        assert nothing.info.fingerprint.endswith(PARTIAL)
+        assert nothing.digests == {}
+        for held in (*split(nothing, [0.4, 0.7]), None):
+            weights = nothing.weights(held)
+            assert len({weight.stored for weight in weights}) == len(weights)
+            for weight in weights:
+                data = weight.file.read_bytes()[weight.start : weight.start + weight.size]
+                stored = load_file(weight.file)[weight.stored]
+                assert data == stored.flatten().view(torch.uint8).numpy().tobytes()
+                assert weight.nbytes == len(data)
+        half = self.build(BackboneSource(folder, layers={}, digests={}, dtype=torch.bfloat16))
+        assert 2 * sum(w.nbytes for w in half.weights()) == sum(w.nbytes for w in nothing.weights())
+        with pytest.raises(BadInput, match="save_pretrained"):
+            self.build(BackboneSource(model=model)).weights()
 
     def test_whatever_changes_a_tap_changes_the_fingerprint(self, model: Any, live: Backbone) -> None:
         batch = make_batch(model, [5, 7], [3, 4], "right", 10)

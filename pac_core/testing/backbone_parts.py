@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pac_core.backbones import load_backbone
-from pac_core.contracts.backbone import DECODER, ENCODER, Backbone, BackboneSource
+from pac_core.contracts.backbone import DECODER, ENCODER, Backbone, BackboneSource, Weight
 from pac_core.registry import Registry
 from pac_core.testing.backbone_reference import Batch, model_taps
 
@@ -69,3 +72,19 @@ class BackboneParts(ABC):
 
     def _generates(self, model: Any) -> bool:
         return self.build(BackboneSource(model=model)).info.streams[-1].causal
+
+
+def copy_slice(weights: Iterable[Weight], folder: Path, target: Path) -> Path:
+    """A checkpoint in ``target`` that holds ``weights`` of the one in ``folder`` alone; returns it."""
+    target.mkdir(exist_ok=True)
+    shutil.copy(folder / "config.json", target)
+    tensors = {weight.stored: load_file(weight.file)[weight.stored] for weight in weights}
+    save_file(tensors, target / "model.safetensors")
+    return target
+
+
+def change(file: Path, name: str, value: float) -> None:
+    """Add ``value`` to the first number of a tensor of a safetensors file."""
+    tensors = load_file(file)
+    tensors[name].view(-1)[0] += value
+    save_file({key: tensor.clone() for key, tensor in tensors.items()}, file)

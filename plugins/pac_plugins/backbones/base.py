@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import ctypes
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -21,6 +21,7 @@ from pac_core.contracts.backbone import (
     Boundary,
     LayerWeights,
     Stream,
+    Weight,
 )
 from pac_core.errors import BadInput
 from pac_plugins.backbones.family import Family
@@ -48,6 +49,8 @@ class TransformersBackbone(Backbone):
         self._kept = held.kept
         self._head = held.head
         self._has_head = held.has_head
+        self._reader = held.reader
+        self.digests = held.digests
         self._device = next(held.base.parameters(), torch.empty(0)).device
         self._refuse(held.config, held.dtype)
         self.info = BackboneInfo(
@@ -146,6 +149,15 @@ class TransformersBackbone(Backbone):
             return self._weights(stream, self._layers[stream][layer - start])
         alone = type(self)(replace(self._source, layers={stream: (layer, layer + 1)}))
         return alone.layer_weights(stream, layer)
+
+    def weights(self, layers: Mapping[str, tuple[int, int]] | None = None) -> tuple[Weight, ...]:
+        if self._reader is None:
+            raise BadInput(
+                f"this {self.info.model_type} model came from memory and has no files, which other devices could be "
+                "sent; save it with save_pretrained and give the folder"
+            )
+        held = None if layers is None else dict(layers)
+        return self._reader.weights(self.family.asked_ranges(replace(self._source, layers=held), self.config))
 
     @abstractmethod
     def _weights(self, stream: str, layer: Any) -> LayerWeights:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from threading import Lock
 
+import torch
 from torch import Tensor
 
 from pac_core.backbones import find_file
@@ -49,9 +50,9 @@ class Checkpoint:
         """Dtype, shape and place of a stored tensor."""
         return self._file(stored).entries[stored]
 
-    def read(self, stored: str) -> Tensor:
-        """A stored tensor, in memory of its own."""
-        return self._file(stored).read(stored)
+    def read(self, stored: str, dtype: torch.dtype) -> Tensor:
+        """A stored tensor in ``dtype``, in memory of its own."""
+        return self._file(stored).read(stored, dtype)
 
     def chunks(self, stored: str) -> Iterator[memoryview]:
         """The bytes of a stored tensor, piece by piece."""
@@ -60,6 +61,10 @@ class Checkpoint:
     def on_disk(self, stored: str) -> bool:
         """Whether the tensor can be read without fetching anything: a device holds only the shards it needs."""
         return self._weight_map[stored] in self._files or self._local(self._weight_map[stored]) is not None
+
+    def file(self, stored: str) -> Path:
+        """The file on this device that holds a stored tensor."""
+        return self._file(stored).path
 
     def file_name(self, stored: str) -> str:
         """Name of the file that holds a stored tensor."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-from torch import nn
 
 from pac_core.contracts.backbone import BackboneSource
 from pac_core.errors import BadInput
@@ -32,6 +30,10 @@ class Layout:
     embeddings: tuple[str, ...]
     final: tuple[str, ...] = ()
     always: tuple[str, ...] = ()
+
+    def index(self, name: str) -> int:
+        """Number of the layer that the parameter ``name`` is in."""
+        return int(name.removeprefix(f"{self.layers}.").split(".", 1)[0])
 
 
 def _nothing(base: Any, config: Any) -> None: ...
@@ -76,18 +78,24 @@ class Family:
                 raise BadInput(f"{source.path}: no layers [{first}, {last}) of stream '{name}'; there are {known}")
         return dict(source.layers)
 
-    def needed(self, base: nn.Module, config: Any, ranges: Ranges) -> Iterator[str]:
-        """Names of the parameters that ``ranges`` of the bare, whole model ``base`` consist of."""
-        for name, _ in base.named_parameters():
+    def needed(self, names: Iterable[str], config: Any, ranges: Ranges) -> Iterator[str]:
+        """Those of ``names``, the parameters of the bare, whole model, that ``ranges`` consist of."""
+        for name in names:
             if any(self._needs(stream, name, config, ranges[stream]) for stream in ranges):
                 yield name
+
+    def layer_of(self, name: str) -> tuple[str, int] | None:
+        """Stream and layer of a parameter; None where it belongs to no single layer."""
+        for stream, layout in self.streams.items():
+            if name.startswith(f"{layout.layers}.") and name not in layout.always:
+                return stream, layout.index(name)
+        return None
 
     def _needs(self, stream: str, name: str, config: Any, held: tuple[int, int]) -> bool:
         layout = self.streams[stream]
         first, last = held
         if name.startswith(f"{layout.layers}."):
-            index = int(name.removeprefix(f"{layout.layers}.").split(".", 1)[0])
-            return first <= index < last or name in layout.always
+            return first <= layout.index(name) < last or name in layout.always
         if _within(name, layout.embeddings):
             return first == 0
         return _within(name, layout.final) and last == getattr(config, layout.count)

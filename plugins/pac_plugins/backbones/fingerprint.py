@@ -14,10 +14,8 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
+from pac_core.contracts.backbone import PARTIAL
 from pac_plugins.backbones.tensor_file import raw_bytes
-
-PARTIAL = "-partial"
-"""Ends the fingerprint of a slice whose device lacks the other layers' files; no whole backbone's ends so."""
 
 # Whatever is not named here counts: a field too many costs a cache miss, a field too few would be a wrong hit.
 _IRRELEVANT = re.compile(

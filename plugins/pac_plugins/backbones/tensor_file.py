@@ -12,19 +12,8 @@ import torch
 from torch import Tensor
 
 from pac_core.errors import BadInput
+from pac_core.files import DTYPES
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 CHUNK = 1 << 20
 HEADER_LIMIT = 100 << 20
 
@@ -56,12 +45,19 @@ class TensorFile:
         self.path = path
         self.entries = _read_header(path)
 
-    def read(self, name: str) -> Tensor:
-        """Tensor ``name`` with its stored dtype and shape."""
+    def read(self, name: str, dtype: torch.dtype) -> Tensor:
+        """Tensor ``name`` in ``dtype``; it is never in memory in another one as a whole."""
         entry = self.entries[name]
-        tensor = torch.empty(entry.shape, dtype=entry.dtype)
-        with FileIO(self.path) as file:
-            _read_into(file, raw_bytes(tensor), entry.start)
+        tensor = torch.empty(entry.shape, dtype=dtype)
+        if dtype == entry.dtype:
+            with FileIO(self.path) as file:
+                _read_into(file, raw_bytes(tensor), entry.start)
+            return tensor
+        flat, done = tensor.view(-1), 0
+        for piece in self.chunks(name):
+            values = torch.frombuffer(piece, dtype=entry.dtype)
+            flat[done : done + len(values)] = values
+            done += len(values)
         return tensor
 
     def chunks(self, name: str) -> Iterator[memoryview]:

@@ -185,8 +185,7 @@ class LocalLink(Link):
     def close(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         for stream in self._streams.values():
-            while not stream.flush() and not stream.broken and time.monotonic() < deadline:
-                time.sleep(0.002)
+            stream.finish(deadline)
             stream.socket.close()
         self._selector.close()
         self._waker.close()

@@ -43,6 +43,7 @@ class Stream:
         self._count = 0
         self._unit = bytearray()
         self._wanted = 4
+        self._refused = False
 
     def send(self, frames: Sequence[Buffer]) -> Unsent | None:
         """Begin to send a piece; None if the one before is still being sent."""
@@ -63,12 +64,18 @@ class Stream:
             except BlockingIOError:
                 break
             except OSError:
+                self._refused = True
                 break  # reading tells why, once what the peer still sent has been read
             while parts and sent >= parts[0].nbytes:
                 sent -= parts.pop(0).nbytes
             if parts:
                 parts[0] = parts[0][sent:]
         return not parts
+
+    def finish(self, deadline: float) -> None:
+        """Send what is begun, until ``deadline`` (of `time.monotonic`) or until the peer takes no more."""
+        while not self.flush() and not self.broken and not self._refused and time.monotonic() < deadline:
+            time.sleep(0.002)
 
     def pieces(self) -> Iterator[list[Buffer]]:
         """Pieces that have arrived; a few at most, so that other peers get their turn.

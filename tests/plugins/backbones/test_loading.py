@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from pac_core.backbones import load_backbone
-from pac_core.contracts.backbone import DECODER, ENCODER, Backbone, BackboneSource
+from pac_core.contracts.adapter import AdapterConfig
+from pac_core.contracts.backbone import DECODER, ENCODER, PARTIAL, Backbone, BackboneSource
 from pac_core.errors import BadInput
 from pac_core.registry import Registry
 from pac_core.testing.backbone_reference import Batch, backbone_taps, differing_taps, make_batch, model_taps, whole
 from pac_plugins.backbones import tensor_file
-from pac_plugins.backbones.fingerprint import PARTIAL
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
 
@@ -52,9 +53,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     read = tensor_file.TensorFile.read
 
-    def counted(self: Any, name: str) -> Any:
+    def counted(self: Any, name: str, dtype: torch.dtype) -> Any:
         names.append(name)
-        return read(self, name)
+        return read(self, name, dtype)
 
     monkeypatch.setattr(tensor_file.TensorFile, "read", counted)
     return names
@@ -78,6 +79,21 @@ def test_ends_of_the_chain_read_embeddings_norm_and_head(folder: Path, reads: li
     reads.clear()
     load(folder, layers={DECODER: (4, 4)})
     assert sorted(reads) == ["lm_head.weight", "model.norm.weight"]
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "t5"])
+def test_a_side_network_is_pruned_from_a_backbone_that_holds_nothing(
+    family: str, checkpoint: Callable[[str], Path]
+) -> None:
+    states = []
+    for layers in (None, {}):
+        backbone = load(checkpoint(family), layers=layers)
+        torch.manual_seed(0)
+        build = Registry().get("adapters", "parallel")
+        states.append(build(backbone, AdapterConfig(reduction=4), backbone.info.streams[-1].name).state_dict())
+    assert {name: torch.equal(value, states[0][name]) for name, value in states[1].items()} == dict.fromkeys(
+        states[0], True
+    )
 
 
 def test_one_stream_can_be_held_alone(tmp_path: Path, reads: list[str]) -> None:
