@@ -2,10 +2,10 @@
 
     python benchmarks/stages.py [--micro-batches 64] [--steps 30] [--json]
 
-``median`` and ``fastest`` are wall times of a step divided by its micro-batches: what a stage spends on one, forward and
-backward, while all others do the same. ``processor`` is the processor time of a stage's process divided by its micro-batches, the
-transport's thread included; of the two it alone does not depend on there being a core for every stage. The side states
-that travel are narrow, so that neither is about copying them.
+``median`` and ``fastest`` are wall times of a step divided by its micro-batches: what a stage spends on one, forward
+and backward, while all others do the same. ``processor`` is the processor time of a stage's process divided by its
+micro-batches, the transport's thread included; it alone does not depend on there being a core for every stage. The side
+states that travel are narrow, so that none of it is about copying them.
 """
 
 from __future__ import annotations

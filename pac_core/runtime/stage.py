@@ -120,13 +120,13 @@ class Stage:
         segments = [segment for example in part.examples for segment in of_stream(example, name)]
         rows = _lengths(segments)
         wanted = self._reader.taps.get(name, ())
-        boundary = self._boundary(stream, segments, part)
-        tap = rows.unpad(boundary["hidden"])
+        before = self._boundary(stream, segments, part)
+        tap = rows.unpad(before["hidden"])
         taps = tap.new_empty(len(wanted), *tap.shape)  # filled as layers run, so that taps are in memory once
         if 0 in wanted:
             taps[0] = tap
-        for index, boundary in enumerate(self.model.backbone.run(name, first, last, boundary), start=first + 1):
-            tap = rows.unpad(boundary["hidden"])
+        for index, after in enumerate(self.model.backbone.run(name, first, last, before), start=first + 1):
+            tap = rows.unpad(after["hidden"])
             if index in wanted:
                 taps[wanted.index(index)] = tap
         if not wanted:

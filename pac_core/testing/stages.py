@@ -36,7 +36,6 @@ from pac_core.runtime.train import Trainer, optimizer_step
 from pac_core.taps import TapReader
 from pac_core.testing.tiny import tiny_model
 
-CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 KINDS = (
     "bert",
     "bert regression",
@@ -202,8 +201,9 @@ def on_one_device(case: Case, *, cached: bool = False) -> Outcome:
 
 
 def on_a_device(case: Case, transport: Transport, open_cache: OpenCache | None = None) -> Outcome:
-    """The same on one device of the plan, the first `STEPS` by stages. With ``open_cache`` its taps go to a share of the
-    cache, whole entries and the whole model to every device after these steps, and then it trains data parallel."""
+    """The same on one device of the plan, the first `STEPS` by stages. With ``open_cache`` its taps go to a share of
+    the cache; after these steps every device gets the whole model and its own whole entries, and trains data parallel.
+    """
     model, plan = whole_model(case.kind), case.plan
     number, _ = plan.place(transport.rank)
     layers = plan.stages[number].layers
@@ -255,14 +255,18 @@ def assert_same(case: Case, found: Sequence[Outcome], expected: Outcome) -> None
     assert {name for outcome in found for name in outcome.weights} == set(expected.weights)
     assert max(float(g.abs().max()) for g in expected.gradients[0].values()) > 1e-6
     for outcome in found:
-        assert_close(outcome.losses, expected.losses, **CLOSE)
+        _assert_close(outcome.losses, expected.losses)
         for step, wanted in zip(outcome.gradients, expected.gradients, strict=True):
-            assert_close(step, {name: wanted[name] for name in step}, **CLOSE)
-        assert_close(outcome.weights, {name: expected.weights[name] for name in outcome.weights}, **CLOSE)
+            _assert_close(step, {name: wanted[name] for name in step})
+        _assert_close(outcome.weights, {name: expected.weights[name] for name in outcome.weights})
     for number in range(len(case.plan.stages)):
         first, *others = (found[rank] for rank in case.plan.group(number))
         for other in others:
             assert all(torch.equal(other.weights[name], weight) for name, weight in first.weights.items())
+
+
+def _assert_close(found: object, expected: object) -> None:
+    assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 def _gradients(model: PacModel) -> dict[str, Tensor]:

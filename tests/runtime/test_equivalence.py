@@ -24,18 +24,16 @@ PLANS = int(os.environ.get("PAC_RANDOM_PLANS", "2"))  # the first that is drawn 
 STORES = ["memory", "disk", "lz4+disk"]
 
 # each kind over some pair of transport and store, and each pair at least once
-TRIPLES = list(zip(itertools.cycle(itertools.product(["local", "zmq", "torch"], STORES)), KINDS))
+PAIRS = itertools.cycle(itertools.product(["local", "zmq", "torch"], STORES))
+TRIPLES = [(*pair, kind) for kind, pair in zip(KINDS, PAIRS)]
 
 
-@pytest.mark.parametrize(
-    ("pair", "kind"), TRIPLES, ids=lambda given: given if isinstance(given, str) else "-".join(given)
-)
+@pytest.mark.parametrize(("transport", "store", "kind"), TRIPLES)
 @given(data=st.data())
 @settings(max_examples=PLANS, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 def test_epochs_by_stages_and_from_the_cache_are_those_of_a_single_device(
-    pair: tuple[str, str], kind: str, data: Any
+    transport: str, store: str, kind: str, data: Any
 ) -> None:
-    transport, store = pair
     for package in ("zmq", "lz4"):
         if package in (transport, store.partition("+")[0]):
             pytest.importorskip(package)
