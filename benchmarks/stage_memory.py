@@ -32,6 +32,7 @@ from pac_core.contracts.backbone import ENCODER, BackboneSource
 from pac_core.contracts.scheduler import Plan, StagePlan
 from pac_core.contracts.transport import Peer, TransportOptions
 from pac_core.examples import Example, Segment, Task
+from pac_core.malloc import return_large_blocks
 from pac_core.model import PacModel
 from pac_core.planning.stage_memory import stage_memory
 from pac_core.registry import Registry
@@ -73,6 +74,7 @@ def resident(field: str) -> int:
 def work(rank: int, plan: Plan, folder: str, tokens: int, pipe: Connection) -> None:
     """A worker; sends its peak above the baseline, and the prediction."""
     torch.set_num_threads(1)
+    return_large_blocks()
     train(Path(folder) / "tiny", 0, even_plan(1, 1, 1), [Peer(f"{folder}/alone {rank}")], 8, f"{folder}/{rank} tiny")
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew

@@ -19,6 +19,9 @@ STATES = 16
 """Tensors of side width that autograd keeps of a side layer with attention: inputs of its three norms and four
 projections, query, key, value, branches, and what `parallel` hands on, twice as wide."""
 
+TOKEN_WISE = 6
+"""The same of a side layer without attention."""
+
 HEADS = 4
 """Attention heads of a side network, unless its configuration says otherwise."""
 
@@ -74,7 +77,8 @@ def stage_memory(
     ends = held[-1][0] is chain[-1] and held[-1][2] == chain[-1].layers
     table = info.vocab_size * info.hidden_size
     numbers = sum((last - first) * _layer_numbers(info, stream, info.hidden_size) for stream, first, last in held)
-    numbers += sum(first == 0 for _, first, _ in held) * (table + (info.max_tokens or 0) * info.hidden_size)
+    positions = (info.max_tokens or 0) if info.norm == "layer" else 0  # with RMS norms they are rotary, or biases
+    numbers += sum(first == 0 for _, first, _ in held) * (table + positions * info.hidden_size)
     numbers += (ends and head) * table
     taps = sum(_taps(adapter, stream, first, last) for stream, first, last in held)
     kept = sum(_kept(info, adapter, stream, first, last, tokens) for stream, first, last in held)
@@ -119,7 +123,7 @@ def _kept(info: BackboneInfo, adapter: AdapterConfig, stream: Stream, first: int
     taps = _taps(adapter, stream, first, last)
     layers = taps - (first == 0 and taps > 0)
     if adapter.name == "bottleneck":
-        return taps * SINGLE * (info.hidden_size + 4 * width)
+        return SINGLE * (taps * info.hidden_size + layers * TOKEN_WISE * width)
     inner = (4 if info.gated_mlp else 2) * info.intermediate_size // adapter.reduction
     states = STATES * (2 if stream.cross else 1) * width
     scores = (adapter.heads or HEADS) * tokens if tokens <= SHORT else 0
