@@ -12,7 +12,7 @@ from pac_core.cache import ActivationCache, BoundCache
 from pac_core.contracts.adapter import Memory, Rows, SideNetwork, Taps
 from pac_core.contracts.backbone import DECODER, ENCODER, BackboneInfo, Boundary, Stream, tap_indices
 from pac_core.errors import BadInput
-from pac_core.examples import Segment
+from pac_core.examples import Example, Segment
 from pac_core.hardware import SHORT, fast_products
 from pac_core.model import PacModel
 from pac_core.runtime.parts import STATISTICS, Part
@@ -60,6 +60,15 @@ class Stage:
         self.is_last = layers.get(final.name, (0, 0))[1] == final.layers
         self._taps = side_taps(model.side, layers)
         self._reader = TapReader(model.backbone, share, stage_taps(model.side, layers), half=model.side.half_taps)
+
+    @property
+    def share(self) -> BoundCache | None:
+        """Where the taps go that this device computes; None keeps none."""
+        return self._reader.cache
+
+    def missing(self, examples: Sequence[Example]) -> list[int]:
+        """Indices of the examples of which this device's share of the cache lacks a tap of the stage."""
+        return self._reader.missing(examples) if self._reader.taps else []
 
     def forward(self, part: Part) -> tuple[Part, Passed]:
         """Run a part through the stage.
@@ -120,12 +129,12 @@ class Stage:
         segments = [segment for example in part.examples for segment in of_stream(example, name)]
         rows = _lengths(segments)
         wanted = self._reader.taps.get(name, ())
-        before = self._boundary(stream, segments, part)
-        tap = rows.unpad(before["hidden"])
+        boundary = self._boundary(stream, segments, part)
+        tap = rows.unpad(boundary["hidden"])
         taps = tap.new_empty(len(wanted), *tap.shape)  # filled as layers run, so that taps are in memory once
         if 0 in wanted:
             taps[0] = tap
-        for index, after in enumerate(self.model.backbone.run(name, first, last, before), start=first + 1):
+        for index, after in enumerate(self.model.backbone.run(name, first, last, boundary), start=first + 1):
             tap = rows.unpad(after["hidden"])
             if index in wanted:
                 taps[wanted.index(index)] = tap
