@@ -27,7 +27,7 @@ from pac_core.runtime.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from pac_core.runtime.crew import Crew, device_count
+from pac_core.runtime.cluster_crew import crew_for
 from pac_core.runtime.evaluate import evaluate, generated_metrics
 from pac_core.runtime.fill import Filled, calibrate, check_shared, planned_fill, prefill, release
 from pac_core.runtime.interrupt import StopFlag
@@ -79,11 +79,11 @@ class FineTuner:
             RunFailed: the run could not go on (disk full, ...); the cache and the last checkpoint are whole.
             KeyboardInterrupt: stopped; ``resume`` goes on from the checkpoint.
         """
-        count = device_count(self.config)
+        crew = crew_for(self.config, self.registry)
         check_writable(self.config.output)
-        if count == 1:
+        if crew is None:
             return self.run_in(lambda fingerprint: ALONE)
-        with Crew(self.config, count, self.registry) as crew:
+        with crew:
             try:
                 return self.run_in(lambda fingerprint: Replicas(crew.connect(fingerprint)))
             except TransportError as error:

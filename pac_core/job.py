@@ -1,0 +1,73 @@
+"""``python -m pac_core.job``: the process in which a worker takes part in a run.
+
+See `pac_core.runtime.job_process`. It is told what to do by an `Assignment` on its standard input, and ends when that
+is closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable
+
+import torch
+
+from pac_core.config import RunConfig
+from pac_core.contracts.transport import Transport
+from pac_core.errors import PacError
+from pac_core.finetune import FineTuner
+from pac_core.registry import Registry
+from pac_core.runtime.assignment import Assignment, connect
+from pac_core.runtime.job_process import READY
+from pac_core.runtime.team import Replicas
+
+
+def main() -> int:
+    """Take part; returns the exit status: that of `pac`, with the reason on stderr."""
+    assignment = Assignment(**json.loads(sys.stdin.buffer.readline()))
+    threading.Thread(target=_end_with_worker, daemon=True).start()
+    torch.set_num_threads(assignment.threads)
+    registry = Registry(blocked=assignment.blocked)
+
+    def connected(fingerprint: str) -> Transport:
+        sys.stdout.buffer.write(READY)
+        sys.stdout.buffer.flush()
+        transport: Transport = connect(assignment, fingerprint, registry)
+        return transport
+
+    try:
+        take_part(RunConfig.build(assignment.config), registry, connected)
+    except PacError as error:
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def take_part(config: RunConfig, registry: Registry, connect: Callable[[str], Transport]) -> None:
+    """Be one of the devices of a run.
+
+    Args:
+        connect: with the others, given the backbone's fingerprint.
+
+    Raises:
+        PacError: as `FineTuner.run`, or another device is gone.
+        KeyboardInterrupt: the run was stopped.
+    """
+    with contextlib.ExitStack() as stack:
+        FineTuner(config, registry=registry).run_in(lambda mark: Replicas(stack.enter_context(connect(mark))))
+
+
+def _end_with_worker() -> None:
+    """End this process, wherever it is, once nobody holds the other end of its standard input."""
+    while os.read(0, 1024):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
