@@ -75,7 +75,7 @@ class RunConfig(Part):
     """Folder for the adapter, checkpoint and metrics."""
     task: Literal["auto", "classification", "regression", "seq2seq", "causal-lm"] = "auto"
     """What is predicted; told from the data if auto."""
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default={})
     """Columns by role where their names do not tell: {text: body, label: class}."""
     pair_encoding: Literal["auto", "apart", "joint"] = "auto"
     """Whether the backbone reads the texts of a pair apart or joined into one sequence; auto: apart for encoders."""

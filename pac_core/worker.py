@@ -33,12 +33,11 @@ from pac_core.control import (
 from pac_core.errors import BadInput, Refused, RunFailed
 from pac_core.facts import DeviceFacts, refreshed
 from pac_core.runtime.assignment import Assignment
-from pac_core.runtime.job_process import JobProcess
+from pac_core.runtime.job_process import STOPPED, JobProcess
 
 IDLE_SECONDS = 1.0
 BUSY_SECONDS = 0.05
 CLOSE_SECONDS = 1.0
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -258,7 +257,7 @@ class Worker:
         self._held, self._result = None, Ended(job=held.job, code=code, reason=reason[:1000])
         self._send(held.who, self._result)
         took = f"after {time.monotonic() - held.began:.0f} s"
-        how = {0: "is done", INTERRUPTED: "was stopped"}.get(code, f"failed: {readable(reason)}")
+        how = {0: "is done", STOPPED: "was stopped"}.get(code, f"failed: {readable(reason)}")
         self._say(f"job '{held.job}' {how}, {took}")
         calls, self._calls = self._calls, []
         for who, call in calls:
@@ -283,7 +282,7 @@ class Worker:
 
 
 def _check(result: Ended) -> None:
-    if result.code == INTERRUPTED:
+    if result.code == STOPPED:
         raise RunFailed(f"job '{result.job}' was stopped by its leader")
     if result.code != 0:
         raise RunFailed(f"job '{result.job}' failed: {readable(result.reason)}")

@@ -23,9 +23,9 @@ from pac_core.errors import BadInput, RunFailed, TransportError
 from pac_core.facts import DeviceFacts
 from pac_core.registry import Registry
 from pac_core.runtime.assignment import Assignment, connect
-from pac_core.runtime.crew import Crew, device_count
+from pac_core.runtime.crew import Crew, check_replicas, device_count
 from pac_core.runtime.gathering import Gathering
-from pac_core.runtime.job_process import GRACE_SECONDS
+from pac_core.runtime.job_process import GRACE_SECONDS, STOPPED
 
 log = logging.getLogger("pac")
 
@@ -53,6 +53,7 @@ def crew_for(config: RunConfig, registry: Registry) -> Crew | ClusterCrew | None
     if not is_cluster(config.devices):
         count = device_count(config)
         return Crew(config, count, registry) if count > 1 else None
+    check_replicas(config)
     cluster = Cluster.load(config.devices)
     if config.transport not in (None, cluster.transport):
         raise BadInput(f"--transport is {config.transport}, and that of {config.devices} {cluster.transport}")
@@ -120,10 +121,10 @@ class ClusterCrew:
     ) -> None:
         assert self._watch is not None
         torch.set_num_threads(self._threads)
+        cause = self._watch.cause()
         self._watch.finish("" if error is None else _reason(error))
         if self._transport is not None:
             self._transport.close()
-        cause = self._watch.cause()
         if kind is KeyboardInterrupt and cause is not None:  # the wish to stop came from the device that left
             raise RunFailed(f"{cause}; {RESUME}") from error
 
@@ -258,12 +259,11 @@ class _Watch(threading.Thread):
             self._ended(who, message)
 
     def _ended(self, who: str, ended: Ended) -> None:
-        if ended.code in (0, 130):
+        if ended.code in (0, STOPPED):
             self._running.discard(who)
             return
         reason = readable(ended.reason)
-        follows = reason.startswith("lost device") or ended.code == -15
-        weight = 3 if follows else 1 if ended.code < 0 else 2
+        weight = 3 if reason.startswith("lost device") else 1 if ended.code < 0 else 2
         self._gone(who, Cause(weight, f"lost device '{who}': {reason}", time.monotonic() + CUT_SECONDS))
 
     def _gone(self, who: str, cause: Cause) -> None:

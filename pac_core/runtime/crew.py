@@ -67,9 +67,23 @@ def device_count(config: RunConfig) -> int:
             "this version gives every device the whole model: leave --scheduler out, and --transport unless --devices "
             f"is above 1 (found devices={config.devices}, transport={config.transport}, scheduler={config.scheduler})"
         )
-    if count > 1 and config.fill == "train-while-fill":
-        raise BadInput("several devices fill the cache before epoch 1: leave fill=train-while-fill out, or --devices")
+    if count > 1:
+        check_replicas(config)
     return count
+
+
+def check_replicas(config: RunConfig) -> None:
+    """Refuse what several devices that each have the whole model cannot do.
+
+    Raises:
+        BadInput: ``config`` asks for it.
+    """
+    if config.scheduler != "single":
+        raise BadInput(
+            f"this version gives every device the whole model: leave --scheduler out (found {config.scheduler})"
+        )
+    if config.fill == "train-while-fill":
+        raise BadInput("several devices fill the cache before epoch 1: leave fill=train-while-fill out, or --devices")
 
 
 def threads_each(count: int) -> int:

@@ -167,12 +167,7 @@ class Gathering:
         ahead = hello.clock - time.time()
         if abs(ahead) > CLOCK_SECONDS:
             way = "ahead of" if ahead > 0 else "behind"
-            log.warning(
-                "the clock of '%s' is %.0f s %s this one: times in its logs and caches will not fit",
-                who,
-                abs(ahead),
-                way,
-            )
+            log.warning("the clock of '%s' is %.0f s %s this one: times in logs will not fit", who, abs(ahead), way)
         if who not in self.workers:
             log.warning("'%s' is there, but not in the cluster file", who)
         self.attendance.here[who] = hello
@@ -199,8 +194,8 @@ class Gathering:
                 raise BadInput(f"device '{name}' cannot take part: {reason}")
         if self.missing():
             raise RunFailed(
-                f"{_devices(self.missing())} did not come to {self.cluster.leader} in {self.cluster.wait:.0f} s; there: "
-                f"pac worker --leader {self.cluster.leader} --keys DIR"
+                f"{_devices(self.missing())} did not come to {self.cluster.leader} in {self.cluster.wait:.0f} s; "
+                f"there: pac worker --leader {self.cluster.leader} --keys DIR"
             )
 
     def call(self, job: str) -> dict[str, str]:

@@ -17,13 +17,16 @@ from pac_core.runtime.assignment import Assignment
 READY = b"ready\n"
 """What the process writes to its standard output once it is about to connect."""
 
+STOPPED = 130
+"""Exit status of a process that was told to end, as of `pac` after Ctrl-C."""
+
 GRACE_SECONDS = 3.0
 """How long it may take to end when it is told to, before it is killed."""
 
 
 class JobProcess:
-    """Runs ``python -m pac_core.job``. It has a session of its own, so that Ctrl-C reaches the worker alone, and ends by
-    itself once the worker is gone, whose end closes its standard input."""
+    """Runs ``python -m pac_core.job``. It has a session of its own, so that Ctrl-C reaches the worker alone, and ends
+    by itself once the worker is gone, whose end closes its standard input."""
 
     def __init__(self, assignment: Assignment) -> None:
         threads = str(assignment.threads)
@@ -70,6 +73,8 @@ class JobProcess:
         code = self._process.poll()
         if code is None:
             return None
+        if self.stopping and code < 0:
+            return STOPPED, "it was told to end"
         why = f"it was ended by {signal.Signals(-code).name}" if code < 0 else self._last_words()
         return code, why or (f"it ended with status {code}" if code else "")
 

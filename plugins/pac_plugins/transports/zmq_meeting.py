@@ -207,7 +207,7 @@ def _bind(router: Socket, address: str) -> None:
         router.bind(join_address(number, port))  # libzmq asks for a number where it listens
     except zmq.ZMQError as error:
         hint = "; is another 'pac finetune' or 'pac devices' at work?" if error.errno == zmq.EADDRINUSE else ""
-        raise BadInput(f"cannot listen at {address}: {error.strerror}{hint}") from error
+        raise BadInput(f"cannot listen at {address}: {zmq.strerror(error.errno or 0)}{hint}") from error
     except OSError as error:
         raise BadInput(f"host '{host}' of address '{address}' is not known: {error.strerror}") from error
 

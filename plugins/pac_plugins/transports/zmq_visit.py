@@ -27,7 +27,7 @@ from pac_plugins.transports.zmq_meeting import (
 
 log = logging.getLogger("pac")
 
-_ROUNDS = 3  # of all keys that must fail before it is believed that none fits
+_ROUNDS = 5  # of all keys that must fail before it is believed that none fits
 _LATER = 2.0  # seconds until a leader that asked to come later is dialled again
 _AGAIN = 0.2  # seconds after a connection broke, or a key did not fit
 _SLOWEST_MS = 2000  # between attempts while nobody listens
@@ -106,7 +106,7 @@ class VisitMeeting(Meeting):
                 raise Refused(
                     f"the leader at {line.address} does not let this device's key in; there: pac keys allow FILE"
                 )
-            elif event & FAILED and not line.came:
+            elif event & (FAILED | zmq.EVENT_DISCONNECTED) and not line.came:
                 self._key_failed(line)
                 return found
         found += self._read(line)
