@@ -106,7 +106,7 @@ class RunConfig(Part):
     transport: str | None = None
     """Transport between devices; local if left out."""
     devices: str = "1"
-    """Number of processes on this machine that train together."""
+    """Number of processes on this machine that train together, or a cluster file (.yaml) that names the machines."""
     scheduler: str = "single"
     """What plans stages and device groups."""
 

@@ -73,15 +73,7 @@ def test_every_message_arrives_as_it_was_sent() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [
-        b"",
-        b"\xc1",
-        b"\xdf\xff\xff\xff\xff",
-        b"\xdd\xff\xff\xff\xff",
-        b"\xc6\xff\xff\xff\xff",
-        b"\x91" * 100_000,
-        b"\x81" * 9,
-    ],
+    [b"", b"\xc1", *(kind + b"\xff" * 4 for kind in (b"\xdf", b"\xdd", b"\xc6")), b"\x91" * 100_000, b"\x81" * 9],
     ids=lambda data: data[:5].hex(),
 )
 def test_what_is_claimed_is_not_allocated(data: bytes) -> None:
@@ -112,12 +104,7 @@ def mutated(draw: Callable[..., Any]) -> bytes:
 
 
 VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**63), 2**64 - 1)
-    | st.floats()
-    | st.text(max_size=8)
-    | st.binary(max_size=8),
+    st.one_of(st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1), st.floats(), st.text(), st.binary()),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
@@ -218,12 +205,8 @@ def test_no_message_crashes_a_leader(said: list[Any]) -> None:
     from pac_core.runtime.gathering import Attendance, Gathering
 
     gathering = object.__new__(Gathering)
-    gathering.meeting, gathering.attendance, gathering.name, gathering.workers = (
-        Wire(),
-        Attendance(),
-        "desk",
-        ["kitchen"],
-    )
+    gathering.meeting, gathering.attendance = Wire(), Attendance()
+    gathering.name, gathering.workers = "desk", ["kitchen"]
     watch = _Watch(Wire(), "j", ["kitchen", "garage"])
     for data in said:
         message = as_message(data)

@@ -96,9 +96,7 @@ def test_the_second_of_two_leaders_is_told_whose_job_it_is(home: Any, gather: An
         first.gather()
         late.gather()
         first.call("supper")
-        with pytest.raises(
-            RunFailed, match=r"device 'kitchen' cannot take part: it is busy with job 'supper' of 'desk'"
-        ):
+        with pytest.raises(RunFailed, match="'kitchen' cannot take part: it is busy with job 'supper' of 'desk'"):
             late.call("breakfast")
         first.meeting.close(1.0)
         until = time.monotonic() + 10
@@ -149,7 +147,7 @@ def test_the_link_is_measured(home: Any, gather: Any) -> None:
         (
             ["attic"],
             {},
-            "device 'attic' is not on the allow-list of cluster 'home' in .*, which has desk, garage, kitchen",
+            "device 'attic' is not on the allow-list of cluster 'home' in .* has desk, garage, kitchen",
         ),
         (["kitchen"], {"transport": "local"}, "transport 'local' is not for workers that people start; choose zmq"),
         (["kitchen"], {"transport": "zmk"}, "did you mean 'zmq'"),
