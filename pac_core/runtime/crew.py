@@ -61,7 +61,10 @@ def device_count(config: RunConfig) -> int:
     """
     count = int(config.devices) if config.devices.isdecimal() else 0
     if count < 1:
-        raise BadInput(f"--devices {config.devices}: this version takes a number of processes on this machine, as in 2")
+        raise BadInput(
+            f"--devices {config.devices}: give a number of processes on this machine, or a cluster file, as in "
+            "cluster.yaml"
+        )
     if config.scheduler != "single" or (count == 1 and config.transport is not None):
         raise BadInput(
             "this version gives every device the whole model: leave --scheduler out, and --transport unless --devices "

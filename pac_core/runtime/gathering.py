@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from pac_core.addresses import own_address
+from pac_core.addresses import interface_address
 from pac_core.cluster import Cluster
 from pac_core.contracts.meeting import Came, Event, Left, Meeting, MeetingOptions
 from pac_core.control import (
@@ -106,7 +106,7 @@ class Gathering:
                 keys=cluster.key_folder,
                 cluster=cluster.name,
                 discovery=cluster.discovery == "mdns",
-                interface=own_address(address) if cluster.interface else "",
+                interface=interface_address(cluster.interface) if cluster.interface else "",
             )
         )
 

@@ -56,7 +56,7 @@ def half(file: Path) -> None:
         (["--train", ""], "train = ''"),
         (["--task", "regresion"], "task = 'regresion': input should be 'auto', 'classification'"),
         (["--cache-dtype", "int4"], "cache.dtype = 'int4'"),
-        (["--devices", "home.yaml"], "--devices home.yaml: this version takes a number of processes on this machine"),
+        (["--devices", "home.yaml"], "home.yaml: no such file"),
         (["--set", "devices=0"], "--devices 0: this version takes a number"),
         (["--transport", "zmq"], "leave --scheduler out, and --transport unless --devices is above 1"),
         (["--devices", 2, "--scheduler", "mine"], "this version gives every device the whole model"),

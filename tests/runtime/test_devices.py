@@ -192,7 +192,8 @@ def test_a_process_that_cannot_start_ends_the_run_with_its_reason(
     ("changes", "told"),
     [
         ({"devices": "0"}, "--devices 0"),
-        ({"devices": "cluster.yaml"}, "--devices cluster.yaml: this version takes a number of processes"),
+        ({"devices": "two"}, "--devices two: give a number of processes on this machine, or a cluster file"),
+        ({"devices": "none.yaml"}, "none.yaml: no such file"),
         ({"devices": 2, "scheduler": "other"}, "leave --scheduler out"),
         ({"devices": 2, "fill": "train-while-fill"}, "fill the cache before epoch 1"),
         ({"devices": 2, "cache__store": "memory"}, "several devices share a cache on disk, but --store is memory"),

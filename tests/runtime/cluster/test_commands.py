@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ def pac(capfd: pytest.CaptureFixture[str]) -> Any:
 
 def test_devices_of_a_cluster(pac: Any, home: Any) -> None:
     kitchen = home.worker("kitchen", "--name", "stove")
-    code, out, err = pac("devices", "--cluster", home.file("kitchen"), "--json")
+    code, out, _ = pac("devices", "--cluster", home.file("kitchen"), "--json")
     (line,) = out.splitlines()
     desk, found = json.loads(line)["devices"]
     assert (code, desk["name"], desk["state"], found["name"], found["state"]) == (
@@ -39,7 +40,7 @@ def test_devices_of_a_cluster(pac: Any, home: Any) -> None:
     assert desk["link"] is None
     assert found["link"]["bytes_per_second"] > 1e6
     assert 0 < found["link"]["latency_seconds"] < 1
-    code, out, err = pac("devices", "--cluster", home.file("garage", "kitchen", wait=5))
+    code, out, _ = pac("devices", "--cluster", home.file("garage", "kitchen", wait=5))
     assert code == 1
     assert "garage: it did not come in 5 s" in out
     assert "MB/s" in out
@@ -61,7 +62,7 @@ def test_a_worker_that_waits_takes_little_memory(home: Any) -> None:
     """torch is for the processes of its jobs."""
     worker = home.worker("kitchen")
     worker.wait_for("waiting for a leader")
-    status = open(f"/proc/{worker.process.pid}/status").read()
+    status = Path(f"/proc/{worker.process.pid}/status").read_text()
     (kilobytes,) = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")]
     assert kilobytes < 120_000
     assert "torch" in sys.modules
