@@ -57,7 +57,7 @@ def half(file: Path) -> None:
         (["--task", "regresion"], "task = 'regresion': input should be 'auto', 'classification'"),
         (["--cache-dtype", "int4"], "cache.dtype = 'int4'"),
         (["--devices", "home.yaml"], "home.yaml: no such file"),
-        (["--set", "devices=0"], "--devices 0: this version takes a number"),
+        (["--set", "devices=0"], "--devices 0: give a number of processes"),
         (["--transport", "zmq"], "leave --scheduler out, and --transport unless --devices is above 1"),
         (["--devices", 2, "--scheduler", "mine"], "this version gives every device the whole model"),
         (["--adapter", "paralel"], "adapter 'paralel' is not known; did you mean 'parallel'?"),
