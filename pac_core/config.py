@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from pac_core.contracts.adapter import AdapterConfig
 from pac_core.errors import BadInput
+from pac_core.settings import Part, explain, read_yaml
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True, allow_inf_nan=False
-    )
-
-
-class CacheConfig(_Part):
+class CacheConfig(Part):
     """Where and how taps are kept."""
 
     store: str = "disk"
@@ -37,7 +31,7 @@ class CacheConfig(_Part):
     """Let one folder hold entries of several backbones."""
 
 
-class OptimizerConfig(_Part):
+class OptimizerConfig(Part):
     """AdamW and its schedule."""
 
     lr: float = Field(default=2e-3, gt=0)
@@ -55,7 +49,7 @@ class OptimizerConfig(_Part):
     """Gradients are scaled down to this norm; not at all if null."""
 
 
-class GenerationConfig(_Part):
+class GenerationConfig(Part):
     """How answers are generated in evaluation and prediction."""
 
     max_new_tokens: int = Field(default=64, gt=0)
@@ -68,7 +62,7 @@ class GenerationConfig(_Part):
     """Samples of the evaluation file for which answers are generated and scored (the loss uses all)."""
 
 
-class RunConfig(_Part):
+class RunConfig(Part):
     """Everything that decides what a run does."""
 
     model: str = Field(min_length=1)
@@ -81,7 +75,7 @@ class RunConfig(_Part):
     """Folder for the adapter, checkpoint and metrics."""
     task: Literal["auto", "classification", "regression", "seq2seq", "causal-lm"] = "auto"
     """What is predicted; told from the data if auto."""
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default={})
     """Columns by role where their names do not tell: {text: body, label: class}."""
     pair_encoding: Literal["auto", "apart", "joint"] = "auto"
     """Whether the backbone reads the texts of a pair apart or joined into one sequence; auto: apart for encoders."""
@@ -112,7 +106,7 @@ class RunConfig(_Part):
     transport: str | None = None
     """Transport between devices; local if left out."""
     devices: str = "1"
-    """Number of processes on this machine that train together."""
+    """Number of processes on this machine that train together, or a cluster file (.yaml) that names the machines."""
     scheduler: str | None = None
     """What plans stages and device groups: single, data-parallel, pipeline, ...; if left out every device has the whole
     model."""
@@ -127,24 +121,7 @@ class RunConfig(_Part):
             BadInput: no such file, not YAML, an unknown key (with the nearest known one) or a value out of range.
         """
         path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-            tree = yaml.safe_load(text) or {}
-            lines = _lines(yaml.compose(text))
-        except FileNotFoundError as error:
-            raise BadInput(
-                f"{path}: no such file; give a YAML configuration or the flags --model and --train"
-            ) from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"{path}: cannot be read: {error}") from error
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            line = "" if mark is None else f":{mark.line + 1}"
-            raise BadInput(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
-        except RecursionError as error:
-            raise BadInput(f"{path}: an anchor (&) holds an alias (*) of itself; write the values out") from error
-        if not isinstance(tree, dict):
-            raise BadInput(f"{path}: the configuration must be a mapping of keys to values")
+        tree, lines = read_yaml(path, "give a YAML configuration or the flags --model and --train")
         return cls.build(tree, overrides, source=str(path), lines=lines)
 
     @classmethod
@@ -171,7 +148,7 @@ class RunConfig(_Part):
             return cls.model_validate(merged)
         except ValidationError as error:
             kept = {key: line for key, line in (lines or {}).items() if key not in (overrides or {})}
-            raise BadInput(_explain(error, source, kept)) from error
+            raise BadInput(explain(error, cls, source, kept, "give it in the configuration or as --{}")) from error
 
     def plain(self) -> dict[str, Any]:
         """The tree as JSON-ready data."""
@@ -204,36 +181,3 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(tree, dict):
             raise BadInput(f"--set {key}: '{part}' holds a value, not further keys")
     tree[last] = value
-
-
-def _lines(node: yaml.Node | None, above: str = "") -> dict[str, int]:
-    """Line of each dotted key of a YAML mapping."""
-    if not isinstance(node, yaml.MappingNode):
-        return {}
-    found: dict[str, int] = {}
-    for key, value in node.value:
-        name = f"{above}{key.value}"
-        found |= {name: key.start_mark.line + 1, **_lines(value, f"{name}.")}
-    return found
-
-
-def _explain(error: ValidationError, source: str, lines: Mapping[str, int]) -> str:
-    first = error.errors()[0]
-    path = ".".join(str(part) for part in first["loc"])
-    where = f"{source}:{lines[path]}: " if path in lines else ""
-    if first["type"] == "missing":
-        where = f"{source}: " if source else ""
-        return f"{where}'{path}' is not set; give it in the configuration or as --{path.replace('_', '-')}"
-    if first["type"] == "extra_forbidden":
-        known = _keys_beside(first["loc"])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else f"; keys here: {', '.join(known)}"
-        return f"{where}'{path}' is not a key of the configuration{hint}"
-    return f"{where}{path} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
-
-
-def _keys_beside(location: Sequence[int | str]) -> list[str]:
-    model: type[BaseModel] = RunConfig
-    for part in location[:-1]:
-        model = model.model_fields[str(part)].annotation  # type: ignore[assignment]
-    return sorted(model.model_fields)

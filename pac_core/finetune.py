@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pac_core.config import RunConfig
+from pac_core.contracts.cluster import Cluster
 from pac_core.contracts.scheduler import Plan
 from pac_core.contracts.transport import Transport
 from pac_core.errors import RunFailed, TransportError
@@ -19,6 +20,7 @@ from pac_core.events import CheckpointSaved, EpochDone, Event, RunFinished, RunS
 from pac_core.files import check_writable, read_tensors, write_json, write_tensors
 from pac_core.metrics import watched
 from pac_core.model import PacModel
+from pac_core.planning.make import device_names
 from pac_core.registry import Registry
 from pac_core.runtime.audience import Audience, Observer
 from pac_core.runtime.checkpoint import (
@@ -30,7 +32,8 @@ from pac_core.runtime.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from pac_core.runtime.crew import Crew, device_count, has_stages
+from pac_core.runtime.cluster_crew import crew_for
+from pac_core.runtime.crew import has_stages, processes_here
 from pac_core.runtime.evaluate import Evaluation, evaluate, generated_metrics
 from pac_core.runtime.fill import Filled, calibrate, planned_fill, prefill, release
 from pac_core.runtime.interrupt import StopFlag
@@ -85,6 +88,7 @@ class FineTuner:
         self.team: Team = ALONE
         self.stages: Stages | None = None
         self._began = 0.0
+        self._names: list[str] = []
         self._recorder = Recorder()
         self._audience = Audience(self.registry, [self._recorder, *observers])
         self._phase = "load"
@@ -97,23 +101,24 @@ class FineTuner:
             RunFailed: the run could not go on (disk full, ...); the cache and the last checkpoint are whole.
             KeyboardInterrupt: stopped; ``resume`` goes on from the checkpoint.
         """
-        count = device_count(self.config)
+        crew = crew_for(self.config, self.registry)
         check_writable(self.config.output)
-        if count == 1:
+        if crew is None:
             self._begin()
             loaded = load(self.config, self.registry)
-            return self._run(loaded, run_plan(self.config, loaded, self.registry))
-        with Crew(self.config, count, self.registry) as crew:
+            return self._run(loaded, run_plan(self.config, loaded, self.registry, processes_here(1)))
+        with crew:
             try:
-                return self.lead(crew.connect)
+                return self.lead(crew.connect, crew.devices)
             except TransportError as error:
                 raise crew.explain(error) from error
 
-    def lead(self, connect: Callable[[], Transport]) -> RunResult:
+    def lead(self, connect: Callable[[], Transport], devices: Cluster) -> RunResult:
         """Run over several devices, the others of which `take_part`.
 
         Args:
             connect: connects with them, as their rank 0; called once the data are read and the plan is made.
+            devices: all of them, by rank.
 
         Raises:
             PeerLost: a device is gone.
@@ -121,7 +126,8 @@ class FineTuner:
         """
         self._begin()
         loaded = load(self.config, self.registry, {} if has_stages(self.config) else None)
-        planned = run_plan(self.config, loaded, self.registry)
+        self._names = [device.name for device in devices.devices]
+        planned = run_plan(self.config, loaded, self.registry, devices)
         self.team = Replicas(connect())
         hand_out(self.team.transport, loaded, planned)
         return self._run(loaded, planned)
@@ -145,7 +151,7 @@ class FineTuner:
         """All steps after loading and planning; the result has metrics at the leader only."""
         model, config, team = loaded.model, self.config, self.team
         self._began = time.perf_counter()
-        plan = single_plan(config, model, team.size)
+        plan = single_plan(config, model, self._names or device_names(team.size))
         if planned is not None:
             plan = {**planned.to_json(), **beside_plan(model)}
         train, held_out = (team.share_out(data, config.batch_size, config.seed) for data in (loaded.train, loaded.eval))

@@ -51,7 +51,9 @@ def finetune(
         str | None, typer.Option(help="float32 (exact), bfloat16 or int8 (default: bfloat16)")
     ] = None,
     transport: Annotated[str | None, typer.Option(help="Transport between devices (default: local)")] = None,
-    devices: Annotated[str | None, typer.Option(help="Processes of this machine that train (default: 1)")] = None,
+    devices: Annotated[
+        str | None, typer.Option(help="Processes of this machine that train, or a cluster file (default: 1)")
+    ] = None,
     scheduler: Annotated[str | None, typer.Option(help="Planner of stages: pipeline, data-parallel, ...")] = None,
     plan: Annotated[Path | None, typer.Option(help="A plan.json of a former run, to be used again.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the output folder.")] = False,

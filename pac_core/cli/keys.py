@@ -32,7 +32,7 @@ def new(
     new_keys = getattr(Registry().get("transports", transport), "new_keys", None)
     if new_keys is None:
         raise BadInput(f"transport '{transport}' uses no keys")
-    folder, called = KeyFolder(keys or default_folder()), name or _host()
+    folder, called = KeyFolder(keys or default_folder()), name or host_name()
     public = folder.make(called, new_keys)
     if as_json:
         emit({"keys": str(folder.path), "name": called, "public": public})
@@ -90,5 +90,6 @@ def add(app: typer.Typer) -> None:
     app.add_typer(group, name="keys")
 
 
-def _host() -> str:
+def host_name() -> str:
+    """What to call this device."""
     return re.sub(r"[^0-9a-zA-Z._\-]", "", platform.node()).lstrip(".-")[:64] or "device"

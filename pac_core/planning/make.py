@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,6 +44,12 @@ def read_plan(path: Path, devices: Sequence[str]) -> Plan:
             "leave --plan out to make a new one"
         )
     return found
+
+
+def device_names(count: int) -> list[str]:
+    """Names of the devices of this machine, by rank."""
+    node = platform.node() or "local"
+    return [node] if count == 1 else [f"{node}/{rank}" for rank in range(count)]
 
 
 def local_cluster(names: Sequence[str], threads: int) -> Cluster:

@@ -21,8 +21,10 @@ from typing import Any
 import torch
 
 from pac_core.config import RunConfig
+from pac_core.contracts.cluster import Cluster
 from pac_core.contracts.transport import Peer, Transport, TransportOptions
 from pac_core.errors import BadInput, PeerLost, RunFailed, TransportError
+from pac_core.planning.make import device_names, local_cluster
 from pac_core.registry import Registry
 from pac_core.runtime.job import PATIENCE
 
@@ -64,7 +66,10 @@ def device_count(config: RunConfig) -> int:
     """
     count = int(config.devices) if config.devices.isdecimal() else 0
     if count < 1:
-        raise BadInput(f"--devices {config.devices}: this version takes a number of processes on this machine, as in 2")
+        raise BadInput(
+            f"--devices {config.devices}: give a number of processes on this machine, or a cluster file, as in "
+            "cluster.yaml"
+        )
     if count == 1 and config.transport is not None:
         raise BadInput(f"--transport {config.transport}: nothing passes between devices; give --devices 2 or more too")
     return count
@@ -73,6 +78,11 @@ def device_count(config: RunConfig) -> int:
 def has_stages(config: RunConfig) -> bool:
     """Whether epoch 1 runs by a plan over several devices, rather than on one, or on whole models beside each other."""
     return config.devices != "1" and (config.scheduler is not None or config.plan is not None)
+
+
+def processes_here(count: int) -> Cluster:
+    """``count`` processes of this machine, for planning."""
+    return local_cluster(device_names(count), threads_each(count))
 
 
 def threads_each(count: int) -> int:
@@ -116,6 +126,11 @@ class Crew:
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._transport: Transport | None = None
         self._threads = torch.get_num_threads()
+
+    @property
+    def devices(self) -> Cluster:
+        """All devices by rank, this one too."""
+        return processes_here(len(self._posts))
 
     def __enter__(self) -> Crew:
         torch.set_num_threads(self._posts[0].threads)

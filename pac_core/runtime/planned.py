@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 from pac_core.config import RunConfig
-from pac_core.contracts.cluster import Job
+from pac_core.contracts.cluster import Cluster, Job
 from pac_core.contracts.scheduler import Plan
 from pac_core.errors import BadInput
-from pac_core.planning.make import local_cluster, plan, read_plan
+from pac_core.planning.make import plan, read_plan
 from pac_core.planning.profile import analytic_profile
 from pac_core.registry import Registry
-from pac_core.runtime.crew import device_count, threads_each
 from pac_core.runtime.load import Loaded
-from pac_core.runtime.report import device_names
 from pac_core.runtime.stage import chain
 
 
-def run_plan(config: RunConfig, loaded: Loaded, registry: Registry) -> Plan | None:
+def run_plan(config: RunConfig, loaded: Loaded, registry: Registry, cluster: Cluster) -> Plan | None:
     """The plan in the file that the configuration names, or one that its scheduler makes; None if it names neither.
 
     Raises:
         UnknownPlugin: there is no such scheduler.
         BadInput: the plan is for other devices or another model, leaves devices out, or nothing fits.
     """
-    count = device_count(config)
-    names = device_names(count)
+    names = [device.name for device in cluster.devices]
     if config.plan is not None:
         found = read_plan(config.plan, names)
     elif config.scheduler is None:
         return None
     else:
-        model, cluster = loaded.model, local_cluster(names, threads_each(count))
+        model = loaded.model
         profile = analytic_profile(model.info, config.adapter, model.side.target, head=loaded.task.generates)
         found = plan(profile, cluster, job_of(config, loaded), config.scheduler, registry)
-    if found.size != count:
+    if found.size != len(names):
         raise BadInput(
-            f"the plan uses {found.size} of {count} devices: leave --scheduler out, choose another, or give --devices "
-            f"{found.size}"
+            f"the plan uses {found.size} of {len(names)} devices: leave --scheduler out, choose another, or give "
+            f"--devices {found.size}"
         )
     found.check(chain(loaded.model.info, loaded.model.side.target))
     return found

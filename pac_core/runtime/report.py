@@ -28,20 +28,14 @@ NOT_IDENTITY = {"resume", "output", "cache", "generation", "eval", "early_stoppi
 """Settings that may change between a stopped run and its resumption without changing the weights."""
 
 
-def device_names(count: int) -> list[str]:
-    """Names of the devices of this machine, by rank."""
-    node = platform.node() or "local"
-    return [node] if count == 1 else [f"{node}/{rank}" for rank in range(count)]
-
-
-def single_plan(config: RunConfig, model: PacModel, devices: int) -> dict[str, Any]:
+def single_plan(config: RunConfig, model: PacModel, devices: Sequence[str]) -> dict[str, Any]:
     """The plan of a run whose devices all have the whole model: one stage with every layer."""
     micro = min(config.micro_batch_size or config.batch_size, config.batch_size)
     layers = {stream.name: [0, stream.layers] for stream in model.info.streams if stream.name in model.side.reads}
     return {
         "scheduler": "single",
         **beside_plan(model),
-        "stages": [{"devices": device_names(devices), "layers": layers}],
+        "stages": [{"devices": list(devices), "layers": layers}],
         "micro_batch_size": micro,
         "micro_batches": -(-config.batch_size // micro),
     }

@@ -230,7 +230,8 @@ def test_a_process_that_cannot_start_ends_the_run_with_its_reason(
     ("changes", "told"),
     [
         ({"devices": "0"}, "--devices 0"),
-        ({"devices": "cluster.yaml"}, "--devices cluster.yaml: this version takes a number of processes"),
+        ({"devices": "two"}, "--devices two: give a number of processes on this machine, or a cluster file"),
+        ({"devices": "none.yaml"}, "none.yaml: no such file"),
         ({"devices": 2, "transport": "locl"}, "did you mean 'local'"),
         ({"devices": 2, "train": "nowhere.jsonl"}, "nowhere.jsonl"),
     ],

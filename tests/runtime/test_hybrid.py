@@ -19,9 +19,10 @@ from pac_core.contracts.transport import Transport
 from pac_core.errors import BadInput, PeerLost, RunFailed
 from pac_core.events import StepDone
 from pac_core.finetune import FineTuner, RunResult
+from pac_core.planning.make import device_names
 from pac_core.runtime import first_epoch, hybrid, job, load, spread, staged, train
+from pac_core.runtime.crew import processes_here
 from pac_core.runtime.passes import own_rows, widened
-from pac_core.runtime.report import device_names
 from pac_core.runtime.spreading import Spreading
 from pac_core.testing.threads import Exchange, in_threads
 
@@ -63,7 +64,11 @@ def in_stages(config: Any, tmp_path: Path, monkeypatch: Any) -> Callable[..., Ru
 
         def device(transport: Transport) -> RunResult | None:
             tuner = FineTuner(given)
-            return tuner.lead(lambda: transport) if transport.rank == 0 else tuner.take_part(transport)
+            return (
+                tuner.lead(lambda: transport, processes_here(int(given.devices)))
+                if transport.rank == 0
+                else tuner.take_part(transport)
+            )
 
         return in_threads(int(given.devices), device, exchange)[0]
 

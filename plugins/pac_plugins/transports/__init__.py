@@ -10,6 +10,7 @@ from pac_core.hookspecs import Register, hookimpl
 from pac_core.keys import KeyPair
 
 if TYPE_CHECKING:  # importing it would import torch, and hooks run whenever pac starts
+    from pac_core.contracts.meeting import Meeting, MeetingOptions
     from pac_core.contracts.transport import Transport, TransportOptions
 
 
@@ -43,12 +44,37 @@ def new_keys() -> KeyPair:
     return curve.new_keys()
 
 
+def host_zmq(options: MeetingOptions) -> Meeting:
+    """A `HostMeeting`: where a leader waits for its workers."""
+    _need_zmq()
+    _need_zeroconf(options)
+    from pac_plugins.transports.zmq_meeting import HostMeeting
+
+    return HostMeeting(options)
+
+
+def join_zmq(options: MeetingOptions) -> Meeting:
+    """A `VisitMeeting`: a worker's way to its leaders."""
+    _need_zmq()
+    _need_zeroconf(options)
+    from pac_plugins.transports.zmq_visit import VisitMeeting
+
+    return VisitMeeting(options)
+
+
 make_zmq.new_keys = new_keys  # type: ignore[attr-defined]  # what `pac keys new` asks for
+make_zmq.host_meeting = host_zmq  # type: ignore[attr-defined]  # for leaders of devices that people start,
+make_zmq.join_meeting = join_zmq  # type: ignore[attr-defined]  # and for these devices
 
 
 def _need_zmq() -> None:
     if importlib.util.find_spec("zmq") is None:
         raise BadInput("transport 'zmq' needs the package pyzmq: pip install \"pac-core[zmq]\"")
+
+
+def _need_zeroconf(options: MeetingOptions) -> None:
+    if options.discovery and importlib.util.find_spec("zeroconf") is None:
+        raise BadInput('discovery needs the package zeroconf: pip install "pac-core[discovery]"')
 
 
 @hookimpl

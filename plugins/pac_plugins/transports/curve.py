@@ -6,13 +6,17 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import zmq
 from zmq.utils import z85
 
-from pac_core.contracts.transport import TransportOptions
 from pac_core.errors import BadInput
 from pac_core.keys import KeyFolder, KeyPair
+
+if TYPE_CHECKING:  # importing it would import torch, which a worker that waits does without
+    from pac_core.contracts.transport import TransportOptions
 
 log = logging.getLogger("pac")
 
@@ -40,6 +44,16 @@ class Curve:
     allowed: Callable[[], Mapping[str, str]]
 
     @classmethod
+    def open(cls, keys: Path, cluster: str) -> Curve:
+        """The keys in a folder.
+
+        Raises:
+            BadInput: there are none.
+        """
+        folder = KeyFolder(keys)
+        return cls(folder.own(), cluster, lambda: folder.allowed(cluster))
+
+    @classmethod
     def of(cls, options: TransportOptions) -> Curve:
         """The keys in the folder that the options name.
 
@@ -48,8 +62,8 @@ class Curve:
         """
         if options.keys is None:
             raise BadInput("transport 'zmq' needs a folder of keys: give --keys DIR (see 'pac keys new --help')")
-        folder, cluster = KeyFolder(options.keys), options.cluster
-        curve = cls(folder.own(), cluster, lambda: folder.allowed(cluster))
+        cluster = options.cluster
+        curve = cls.open(options.keys, cluster)
         allowed = curve.allowed()
         for rank, peer in enumerate(options.peers):
             if rank == options.rank and peer.key != curve.own.public:

@@ -1,0 +1,64 @@
+"""What a device of a cluster needs to know to take part in a run, and how it connects with the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pac_core.control import own_version
+from pac_core.registry import Registry
+
+CONNECT_SECONDS = 86400.0
+"""How long devices may take to connect: the leader reads its data first. One that is gone ends the job before."""
+
+SILENCE_SECONDS = 60.0
+"""Without a sign of life over the data transport, after which a device counts as lost."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A device's part in a job.
+
+    Attributes:
+        job: its name.
+        config: `RunConfig.plain`.
+        rank: number of the device.
+        peers: address and public key of every device, by rank.
+        transport: registered name.
+        keys: this device's folder of keys.
+        cluster: whose allow-list holds.
+        threads: for computing.
+        blocked: plugins to leave out.
+    """
+
+    job: str
+    config: Mapping[str, Any]
+    rank: int
+    peers: Sequence[Sequence[str]]
+    transport: str
+    keys: str
+    cluster: str
+    threads: int
+    blocked: Sequence[str] = ()
+
+
+def connect(assignment: Assignment, registry: Registry) -> Any:
+    """The `Transport` between the devices of a job, once all are there.
+
+    Raises:
+        UnknownPlugin, BadInput, Refused, TransportTimeout: as the transport contract says.
+    """
+    from pac_core.contracts.transport import Peer, TransportOptions  # imports torch, which a worker that waits spares
+
+    options = TransportOptions(
+        rank=assignment.rank,
+        peers=[Peer(address, key) for address, key in assignment.peers],
+        terms={"pac": own_version(), "job": assignment.job},
+        keys=Path(assignment.keys),
+        cluster=assignment.cluster,
+        timeout=CONNECT_SECONDS,
+        silence=SILENCE_SECONDS,
+    )
+    return registry.get("transports", assignment.transport)(options)
