@@ -109,16 +109,17 @@ class FineTuner:
             return self._run(loaded, run_plan(self.config, loaded, self.registry, processes_here(1)))
         with crew:
             try:
-                return self.lead(crew.connect, crew.devices)
+                return self.lead(crew.connect, crew.devices, remote=crew.remote)
             except TransportError as error:
                 raise crew.explain(error) from error
 
-    def lead(self, connect: Callable[[], Transport], devices: Cluster) -> RunResult:
+    def lead(self, connect: Callable[[], Transport], devices: Cluster, *, remote: bool = False) -> RunResult:
         """Run over several devices, the others of which `take_part`.
 
         Args:
             connect: connects with them, as their rank 0; called once the data are read and the plan is made.
             devices: all of them, by rank.
+            remote: whether they are other machines, which may lack the model.
 
         Raises:
             PeerLost: a device is gone.
@@ -129,7 +130,7 @@ class FineTuner:
         self._names = [device.name for device in devices.devices]
         planned = run_plan(self.config, loaded, self.registry, devices)
         self.team = Replicas(connect())
-        hand_out(self.team.transport, loaded, planned)
+        hand_out(self.team.transport, loaded, planned, self._names[1:] if remote else None)
         return self._run(loaded, planned)
 
     def take_part(self, transport: Transport) -> None:

@@ -88,6 +88,9 @@ class ClusterCrew:
         facts: of the workers, by name, in the order of their ranks from 1; once entered.
     """
 
+    remote = True
+    """Whether the devices are other machines."""
+
     def __init__(self, config: RunConfig, cluster: Cluster, registry: Registry) -> None:
         self.config = config
         self.cluster = cluster

@@ -115,6 +115,9 @@ class Crew:
     once this process is gone, whose end closes its standard input.
     """
 
+    remote = False
+    """Whether the devices are other machines."""
+
     def __init__(self, config: RunConfig, count: int, registry: Registry) -> None:
         self.config = config
         self.registry = registry

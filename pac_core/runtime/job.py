@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 
 from pac_core.batches import Dataset
+from pac_core.cache import default_cache_root
 from pac_core.config import RunConfig
 from pac_core.contracts.message import Message, Tag, Work
 from pac_core.contracts.scheduler import Plan
@@ -17,6 +19,7 @@ from pac_core.examples import Example, Task
 from pac_core.registry import Registry
 from pac_core.runtime.load import Loaded, attach, open_backbone
 from pac_core.runtime.parts import Part, from_message, to_message
+from pac_core.runtime.slices import Recipient, open_slice, serve_slices
 
 EXAMPLES_A_MESSAGE = 4096
 
@@ -33,8 +36,12 @@ class Assigned:
     eval: Dataset
 
 
-def hand_out(transport: Transport, loaded: Loaded, plan: Plan | None) -> None:
+def hand_out(transport: Transport, loaded: Loaded, plan: Plan | None, others: Sequence[str] | None = None) -> None:
     """Tell every other device what `take` returns there.
+
+    Args:
+        others: names of the other devices, from rank 1, where they are other machines: they are sent the model if they
+            do not have it, unless there is a plan. None for processes of this machine.
 
     Raises:
         PeerLost: a device is gone.
@@ -46,6 +53,7 @@ def hand_out(transport: Transport, loaded: Loaded, plan: Plan | None) -> None:
         "dtype": str(model.info.dtype).removeprefix("torch."),
         "task": asdict(model.task),
         "plan": None if plan is None else plan.to_json(),
+        "streams": plan is None and others is not None,
         "messages": [-(-len(examples) // EXAMPLES_A_MESSAGE) for examples in data],
     }
     text = torch.frombuffer(bytearray(json.dumps(described).encode()), dtype=torch.uint8)
@@ -54,12 +62,15 @@ def hand_out(transport: Transport, loaded: Loaded, plan: Plan | None) -> None:
         for i, start in enumerate(range(0, len(examples), EXAMPLES_A_MESSAGE)):
             part = Part(examples[start : start + EXAMPLES_A_MESSAGE], 0, {})
             messages.append(Message(Tag("examples", number, i), *to_message(part)))
-    others = [rank for rank in range(transport.size) if rank != transport.rank]
+    ranks = [rank for rank in range(transport.size) if rank != transport.rank]
     sent: list[Work[None]] = [
-        transport.isend(rank, message, timeout=PATIENCE) for message in messages for rank in others
+        transport.isend(rank, message, timeout=PATIENCE) for message in messages for rank in ranks
     ]
     for work in sent:
         work.wait(PATIENCE)
+    if described["streams"] and others is not None:
+        whole = {rank: Recipient(name, None) for rank, name in zip(ranks, others, strict=True)}
+        serve_slices(transport, model.model_name, model.backbone, whole)
 
 
 def take(transport: Transport, config: RunConfig, registry: Registry, leader: int = 0) -> tuple[Loaded, Plan | None]:
@@ -75,7 +86,10 @@ def take(transport: Transport, config: RunConfig, registry: Registry, leader: in
     task = Task(**{**job["task"], "labels": tuple(job["task"]["labels"])})
     train, evaluation = (_examples(transport, leader, number, count) for number, count in enumerate(job["messages"]))
     plan = None if job["plan"] is None else Plan.from_json(job["plan"], "the leader's plan")
-    backbone = open_backbone(job["model"], getattr(torch, job["dtype"]), registry, None if plan is None else {})
+    if job["streams"]:
+        backbone = open_slice(transport, leader, default_cache_root(), registry)
+    else:
+        backbone = open_backbone(job["model"], getattr(torch, job["dtype"]), registry, None if plan is None else {})
     if backbone.info.fingerprint != job["fingerprint"]:
         raise RunFailed(f"{job['model']}: the weights here are not those that the leader has; copy the model again")
     return Loaded(attach(config, backbone, task, registry), train, evaluation, None), plan
