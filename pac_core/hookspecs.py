@@ -79,5 +79,5 @@ def pac_register_schedulers(register: Register) -> None:
 @hookspec
 def pac_observe(event: Event) -> None:
     """Told of a run's progress: see `pac_core.events`. Called once an epoch and at most a few times a second for steps,
-    never from inside a step; the statuses of several devices come meanwhile, from a thread of their own, but no two calls
+    never from inside a step; the statuses of several devices come meanwhile, from a thread of their own. No two calls
     overlap. An exception is logged once and does not stop the run."""
