@@ -67,17 +67,19 @@ def pac_register_transports(register: Register) -> None:
     """Offer transports between devices. ``factory(options: TransportOptions) -> Transport``.
 
     A factory of a transport whose devices know each other by keys also has ``new_keys() -> KeyPair``, which ``pac keys
-    new`` calls. See `pac_core.contracts.transport.Transport` and `pac_core.keys.KeyPair`.
+    new`` calls; one whose devices people start by hand has ``host_meeting`` and ``join_meeting``, both ``(options:
+    MeetingOptions) -> Meeting``. See `pac_core.contracts.transport.Transport`, `pac_core.contracts.meeting.Meeting` and
+    `pac_core.keys.KeyPair`.
     """
 
 
 @hookspec
 def pac_register_schedulers(register: Register) -> None:
-    """Offer partition schedulers. No scheduler is bundled yet; the contract comes with the planner."""
+    """Offer schedulers. ``factory() -> Scheduler``; see `pac_core.contracts.scheduler.Scheduler`."""
 
 
 @hookspec
 def pac_observe(event: Event) -> None:
     """Told of a run's progress: see `pac_core.events`. Called once an epoch and at most a few times a second for steps,
-    never from inside a step; the statuses of several devices come meanwhile, from a thread of their own. No two calls
-    overlap. An exception is logged once and does not stop the run."""
+    never from inside a step; the statuses of several devices come meanwhile, from a thread of their own, but no two
+    calls overlap. An exception is logged once and does not stop the run."""
