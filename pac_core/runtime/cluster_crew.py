@@ -57,6 +57,8 @@ def crew_for(config: RunConfig, registry: Registry) -> Crew | ClusterCrew | None
     if not is_cluster(config.devices):
         count = device_count(config)
         return Crew(config, count, registry) if count > 1 else None
+    if config.scheduler is not None:
+        registry.get("schedulers", config.scheduler)  # before anyone is waited for
     cluster = Cluster.load(config.devices)
     if config.transport not in (None, cluster.transport):
         raise BadInput(f"--transport is {config.transport}, and that of {config.devices} {cluster.transport}")

@@ -128,8 +128,7 @@ def test_a_worker_for_one_job_says_why_it_failed(run: Any, home: Any, tmp_path: 
     [
         ({"transport": "local"}, "--transport is local, and that of .*yaml zmq"),
         ({"devices": "none.yaml"}, "none.yaml: no such file; docs/cluster.md"),
-        ({"fill": "train-while-fill"}, "fill the cache before epoch 1"),
-        ({"scheduler": "other"}, "leave --scheduler out"),
+        ({"scheduler": "other"}, "scheduler 'other' is not known"),
     ],
     ids=str,
 )
