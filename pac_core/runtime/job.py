@@ -48,7 +48,6 @@ def hand_out(transport: Transport, loaded: Loaded, plan: Plan | None, others: Se
     """
     model, data = loaded.model, (loaded.train, loaded.eval)
     described = {
-        "model": model.model_name,
         "fingerprint": model.info.fingerprint,
         "dtype": str(model.info.dtype).removeprefix("torch."),
         "task": asdict(model.task),
@@ -89,9 +88,9 @@ def take(transport: Transport, config: RunConfig, registry: Registry, leader: in
     if job["streams"]:
         backbone = open_slice(transport, leader, default_cache_root(), registry)
     else:
-        backbone = open_backbone(job["model"], getattr(torch, job["dtype"]), registry, None if plan is None else {})
+        backbone = open_backbone(config.model, getattr(torch, job["dtype"]), registry, None if plan is None else {})
     if backbone.info.fingerprint != job["fingerprint"]:
-        raise RunFailed(f"{job['model']}: the weights here are not those that the leader has; copy the model again")
+        raise RunFailed(f"{config.model}: the weights here are not those that the leader has; copy the model again")
     return Loaded(attach(config, backbone, task, registry), train, evaluation, None), plan
 
 
