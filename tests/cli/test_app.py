@@ -15,7 +15,7 @@ import typer
 
 from pac_core.cli import app
 
-COMMANDS = ["demo", "finetune", "evaluate", "predict", "chat", "plugins", "cache", "keys"]
+COMMANDS = ["demo", "finetune", "evaluate", "predict", "chat", "plugins", "cache", "keys", "worker", "devices"]
 CACHE_COMMANDS = ["list", "stat", "verify", "prune", "clear"]
 KEYS_COMMANDS = ["new", "allow", "list"]
 GROUPS = {"cache": CACHE_COMMANDS, "keys": KEYS_COMMANDS}
@@ -32,7 +32,7 @@ def test_help_teaches_with_an_example(pac: Any, path: list[str]) -> None:
     assert (ended.code, ended.err) == (0, "")
     text = " ".join(ended.out.split())
     assert f"Example: pac {path[0]}" in text
-    if path not in (["cache"], ["keys"]):
+    if path not in (["cache"], ["keys"], ["worker"]):
         assert "--json" in text
     assert all(len(line) <= 80 for line in ended.out.splitlines())
 

@@ -28,6 +28,8 @@ class Started:
 
     def __init__(self, folder: Path, arguments: list[str]) -> None:
         folder.mkdir(parents=True)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as where tests run in the background
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         self.err = folder / "err"
         with open(self.err, "wb") as err:
             self.process = subprocess.Popen([sys.executable, *arguments], stdout=err, stderr=err, cwd=folder)
