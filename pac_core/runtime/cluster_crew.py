@@ -45,6 +45,12 @@ LEAVE_SECONDS = GRACE_SECONDS + 0.5
 LINK_BITS, LINK_SECONDS = 1e8, 1e-3
 """What a link is taken to be for planning: bit a second, and seconds on the way."""
 
+NEWS_SECONDS = 0.5
+"""How long after the wish to stop the news may come that a device has left, from which the wish came then."""
+
+EXPLAIN_SECONDS = 4.0
+"""How long to wait for the reason of a failure: a process that has closed its transport takes a while to end."""
+
 RESUME = "what was written is whole, and the same command with --resume goes on from there"
 
 
@@ -142,12 +148,12 @@ class ClusterCrew:
     ) -> None:
         assert self._watch is not None
         torch.set_num_threads(self._threads)
-        cause = self._watch.cause()
+        left = self._watch.departure(NEWS_SECONDS if kind is KeyboardInterrupt else 0.0)
         self._watch.finish("" if error is None else _reason(error))
         if self._transport is not None:
             self._transport.close()
-        if kind is KeyboardInterrupt and cause is not None:  # the wish to stop came from the device that left
-            raise RunFailed(f"{cause}; {RESUME}") from error
+        if kind is KeyboardInterrupt and left is not None:  # from there came the wish to stop
+            raise RunFailed(f"{left}; {RESUME}") from error
 
     def connect(self) -> Transport:
         """Connect with all workers, once each is ready.
@@ -166,7 +172,7 @@ class ClusterCrew:
     def explain(self, error: TransportError) -> RunFailed:
         """``error`` as the user is to read it: which device is gone and why, if one is."""
         assert self._watch is not None
-        return RunFailed(f"{self._watch.cause(1.5) or error}; {RESUME}")
+        return RunFailed(f"{self._watch.cause(EXPLAIN_SECONDS) or error}; {RESUME}")
 
     def _start(self, gathering: Gathering, offers: dict[str, str]) -> None:
         """Send each worker its job."""
@@ -249,6 +255,15 @@ class _Watch(threading.Thread):
         with self._changed:
             self._changed.wait_for(lambda: self._causes, seconds)
             return self._first() if self._causes else None
+
+    def departure(self, seconds: float) -> str | None:
+        """Which device has left by itself, waiting so long for the news."""
+
+        def left() -> list[str]:
+            return [cause.text for cause in self._causes if cause.weight == 0]
+
+        with self._changed:
+            return next(iter(self._changed.wait_for(left, seconds)), None)
 
     def finish(self, reason: str) -> None:
         """End the jobs that still run, because of ``reason``; without one wait until they end. Then end the watch."""
