@@ -16,7 +16,7 @@ from pac_core.contracts.cluster import Cluster
 from pac_core.contracts.scheduler import Plan
 from pac_core.contracts.transport import Transport
 from pac_core.errors import RunFailed, TransportError
-from pac_core.events import CheckpointSaved, EpochDone, Event, RunFinished, RunStarted, StepDone
+from pac_core.events import CheckpointSaved, EpochDone, Event, MiniBatchTimed, RunFinished, RunStarted, StepDone
 from pac_core.files import check_writable, read_tensors, write_json, write_tensors
 from pac_core.metrics import watched
 from pac_core.model import PacModel
@@ -275,6 +275,7 @@ class FineTuner:
             stop=stop,
             on_step=on_step,
             team=self.team,
+            on_timed=lambda spans: self._tell(MiniBatchTimed(tuple(spans))),
         )
 
     def _epoch(self, work: Assigned, trainer: Trainer, progress: Progress) -> Progress:

@@ -15,21 +15,26 @@ from pathlib import Path
 import torch
 
 from pac_core.config import RunConfig
-from pac_core.errors import PacError
+from pac_core.errors import PacError, PeerLost
 from pac_core.finetune import FineTuner
 from pac_core.registry import Registry
 from pac_core.runtime.crew import READY, Post, connect
+
+FAREWELL_SECONDS = 1.0
 
 
 def main() -> int:
     """Take part; returns the exit status: that of `pac`, with the reason on stderr."""
     post = Post(**json.loads(sys.stdin.buffer.readline()))
-    threading.Thread(target=_end_with_leader, args=(post,), daemon=True).start()
+    watch = threading.Thread(target=_end_with_leader, args=(post,), daemon=True)
+    watch.start()
     torch.set_num_threads(post.threads)
     try:
         take_part(post)
     except PacError as error:
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr, flush=True)
+        if isinstance(error, PeerLost):
+            watch.join(FAREWELL_SECONDS)  # if it is the leader that is gone, its files are to go too
         return error.exit_code
     except KeyboardInterrupt:
         return 130

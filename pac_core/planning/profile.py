@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from pac_core.contracts.adapter import AdapterConfig
-from pac_core.contracts.backbone import ENCODER, BackboneInfo, Stream, tap_indices
+from pac_core.contracts.backbone import BackboneInfo, Stream, tap_indices
 from pac_core.contracts.cluster import LayerProfile, Profile
-
-TRAINED_BYTES = 16
-"""Of a trained number: itself, its gradient and AdamW's two moments, in float32."""
-
-KEPT_STATES = 16
-"""Tensors of a side layer's width that autograd keeps, about; see `pac_plugins.adapters.layers`."""
+from pac_core.planning.stage_memory import SINGLE, TRAINED, kept_numbers, layer_numbers, side_numbers
 
 
 def analytic_profile(info: BackboneInfo, adapter: AdapterConfig, target: str, *, head: bool) -> Profile:
@@ -38,24 +33,16 @@ def _layers(info: BackboneInfo, adapter: AdapterConfig, stream: Stream) -> tuple
 
 def _layer(info: BackboneInfo, adapter: AdapterConfig, stream: Stream, *, tapped: bool) -> LayerProfile:
     d, size = info.hidden_size, info.dtype.itemsize
-    width = max(d // adapter.reduction, 1)
-    mlp = max(info.intermediate_size // adapter.reduction, 1)
-    weights = _weights(info, stream, d, info.intermediate_size)
-    side = (d * width + _weights(info, stream, width, mlp)) if tapped else 0
+    weights = layer_numbers(info, stream, d)
+    side = side_numbers(info, adapter, stream) if tapped else 0
     return LayerProfile(
         flops=2.0 * weights,
         pair_flops=4.0 * d * (2 if stream.cross else 1),
         side_flops=6.0 * side,
         weight_bytes=weights * size,
-        side_bytes=side * TRAINED_BYTES,
+        side_bytes=side * SINGLE * TRAINED,
         hidden_bytes=d * size,
-        state_bytes=2 * width * 4,
+        state_bytes=2 * (d // adapter.reduction) * SINGLE,
         tap_bytes=d * size if tapped else 0,
-        kept_bytes=4 * (d + KEPT_STATES * width + 2 * mlp) if tapped else 0,
+        kept_bytes=SINGLE * (d + kept_numbers(info, adapter, stream)) if tapped else 0,
     )
-
-
-def _weights(info: BackboneInfo, stream: Stream, width: int, mlp: int) -> int:
-    """Numbers in the matrices of one layer."""
-    attentions = 2 if stream.cross and stream.name != ENCODER else 1
-    return attentions * 4 * width * width + (3 if info.gated_mlp else 2) * width * mlp

@@ -76,7 +76,7 @@ def stage_memory(
     held = [(stream, *stage.layers[stream.name]) for stream in chain if stream.name in stage.layers]
     ends = held[-1][0] is chain[-1] and held[-1][2] == chain[-1].layers
     table = info.vocab_size * info.hidden_size
-    numbers = sum((last - first) * _layer_numbers(info, stream, info.hidden_size) for stream, first, last in held)
+    numbers = sum((last - first) * layer_numbers(info, stream, info.hidden_size) for stream, first, last in held)
     positions = (info.max_tokens or 0) if info.norm == "layer" else 0  # with RMS norms they are rotary, or biases
     numbers += sum(first == 0 for _, first, _ in held) * (table + positions * info.hidden_size)
     numbers += (ends and head) * table
@@ -88,7 +88,7 @@ def stage_memory(
     crossing = rows * tokens * (info.hidden_size * size + width * SINGLE) * _streams_on(chain, stage)
     return StageMemory(
         weights=numbers * size,
-        side=taps * _side_numbers(info, adapter, chain[-1]) * SINGLE * TRAINED,
+        side=taps * side_numbers(info, adapter, chain[-1]) * SINGLE * TRAINED,
         in_flight=micro_batches_in_flight(plan, number) * rows * tokens * kept + logits,
         working=rows * tokens * (2 * info.intermediate_size + 3 * info.hidden_size) * size + 2 * logits,
         messages=crossing * ((number > 0) * 2 + (not ends)),
@@ -104,17 +104,17 @@ def _taps(adapter: AdapterConfig, stream: Stream, first: int, last: int) -> int:
     return sum(first < tap <= last or tap == first == 0 for tap in tap_indices(stream.layers, adapter.tap_every))
 
 
-def _layer_numbers(info: BackboneInfo, stream: Stream, width: int) -> int:
+def layer_numbers(info: BackboneInfo, stream: Stream, width: int) -> int:
     """Weights in the matrices of a layer at ``width``, the MLP in proportion."""
     inner = info.intermediate_size * width // info.hidden_size
     return (8 if stream.cross else 4) * width * width + (3 if info.gated_mlp else 2) * width * inner
 
 
-def _side_numbers(info: BackboneInfo, adapter: AdapterConfig, stream: Stream) -> int:
+def side_numbers(info: BackboneInfo, adapter: AdapterConfig, stream: Stream) -> int:
     """Weights of a side layer: its down-projection, and a layer at side width."""
     width = info.hidden_size // adapter.reduction
     attends = adapter.name != "bottleneck"
-    return info.hidden_size * width + (_layer_numbers(info, stream, width) if attends else width * width)
+    return info.hidden_size * width + (layer_numbers(info, stream, width) if attends else width * width)
 
 
 def _kept(info: BackboneInfo, adapter: AdapterConfig, stream: Stream, first: int, last: int, tokens: int) -> int:
@@ -123,8 +123,15 @@ def _kept(info: BackboneInfo, adapter: AdapterConfig, stream: Stream, first: int
     taps = _taps(adapter, stream, first, last)
     layers = taps - (first == 0 and taps > 0)
     if adapter.name == "bottleneck":
-        return SINGLE * (taps * info.hidden_size + layers * TOKEN_WISE * width)
-    inner = (4 if info.gated_mlp else 2) * info.intermediate_size // adapter.reduction
-    states = STATES * (2 if stream.cross else 1) * width
+        return SINGLE * (taps * info.hidden_size + layers * kept_numbers(info, adapter, stream))
     scores = (adapter.heads or HEADS) * tokens if tokens <= SHORT else 0
-    return SINGLE * (taps * info.hidden_size + layers * (states + inner + scores) + 4 * width)
+    return SINGLE * (taps * info.hidden_size + layers * (kept_numbers(info, adapter, stream) + scores) + 4 * width)
+
+
+def kept_numbers(info: BackboneInfo, adapter: AdapterConfig, stream: Stream) -> int:
+    """Numbers that are kept of a side layer for a token's backward pass, beside the tap and attention's scores."""
+    width = info.hidden_size // adapter.reduction
+    if adapter.name == "bottleneck":
+        return TOKEN_WISE * width
+    inner = (4 if info.gated_mlp else 2) * info.intermediate_size // adapter.reduction
+    return STATES * (2 if stream.cross else 1) * width + inner

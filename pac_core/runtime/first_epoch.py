@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -10,7 +11,9 @@ import torch
 from pac_core.batches import epoch_batches
 from pac_core.runtime.checkpoint import Progress, save_checkpoint
 from pac_core.runtime.hybrid import Device, gather
+from pac_core.runtime.job import PATIENCE
 from pac_core.runtime.optimizer import lr_factor, make_optimizer, moments, set_moments
+from pac_core.runtime.timeline import gather_spans
 from pac_core.runtime.train import (
     CHECKPOINT_SECONDS,
     REPORT_SECONDS,
@@ -18,6 +21,7 @@ from pac_core.runtime.train import (
     seed_dropout,
     step_seed,
 )
+from pac_core.spans import Span
 
 
 def train_epoch(device: Device, trainer: Trainer, progress: Progress) -> Progress:
@@ -37,19 +41,25 @@ def train_epoch(device: Device, trainer: Trainer, progress: Progress) -> Progres
     rate = lr_factor(config.optimizer, trainer.steps_per_epoch * config.epochs)
     done = sum(map(len, batches[: progress.step]))
     saved = shown = time.monotonic()
-    began, sent = time.perf_counter() - progress.seconds, pipeline.bytes_sent
+    began, sent = time.perf_counter() - progress.seconds, device.team.sent
     pipeline.stage.model.train()
-    for batch in batches[progress.step :]:
+    left = batches[progress.step :]
+    timed = min(len(left), 2) - 1  # the second, if there is one: the first warms up
+    for number, batch in enumerate(left):
         examples = [trainer.data.examples[i] for i in batch]
         seed_dropout(step_seed(config.seed, progress.epoch, progress.step, device.team.rank))
-        loss = pipeline.step(
-            optimizer,
-            len(batch),
-            device.given(examples),
-            rate=rate(progress.step),
-            max_norm=config.optimizer.max_grad_norm,
-            asks=(trainer.stop.requested, device.team.leads and time.monotonic() - saved > CHECKPOINT_SECONDS),
-        )
+        recording: AbstractContextManager[list[Span]] = pipeline.recorded() if number == timed else nullcontext([])
+        with recording as spans:
+            loss = pipeline.step(
+                optimizer,
+                len(batch),
+                device.given(examples),
+                rate=rate(progress.step),
+                max_norm=config.optimizer.max_grad_norm,
+                asks=(trainer.stop.requested, device.team.leads and time.monotonic() - saved > CHECKPOINT_SECONDS),
+            )
+        if number == timed:
+            trainer.on_timed(gather_spans(pipeline.transport, device.plan, spans, timeout=PATIENCE))
         done += len(batch)
         progress = replace(
             progress,
@@ -97,7 +107,7 @@ def _checkpoint(device: Device, trainer: Trainer, optimizer: torch.optim.Optimiz
 
 
 def _count_bytes(device: Device, progress: Progress, before: int) -> tuple[Progress, int]:
-    """``progress`` with what all pipelines have sent since ``before``, and what this one has sent so far."""
-    sent = device.pipeline.bytes_sent
+    """``progress`` with what all devices have sent since ``before``, and what this one has sent so far."""
+    sent = device.team.sent
     (total,) = device.team.total([sent - before])
     return replace(progress, bytes_sent=progress.bytes_sent + int(total)), sent

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from pac_core.contracts.backbone import Backbone
-from pac_core.contracts.scheduler import Plan, StagePlan
+from pac_core.contracts.scheduler import Plan
 from pac_core.errors import RunFailed
 from pac_core.examples import Example
+from pac_core.malloc import return_large_blocks
 from pac_core.model import PacModel
 from pac_core.runtime.fill import calibrate, calibration_samples, regression_targets
 from pac_core.runtime.interrupt import StopFlag
@@ -76,6 +77,7 @@ def open_stage(plan: Plan, team: Replicas, model: PacModel, open_slice: Callable
     Raises:
         BadInput: the plan is not for this model or this number of devices, or the side network cannot be cut so.
     """
+    return_large_blocks()
     plan.check(chain(model.info, model.side.target))
     layers = plan.stages[plan.place(team.rank)[0]].layers
     share = None if model.cache is None else bind_share(model.cache, model, layers)
@@ -207,13 +209,7 @@ def set_scales_from_cache(device: Device, examples: Sequence[Example]) -> None:
     chosen = calibration_samples(device.model, examples)
     leader = [0] * len(chosen)
     _spread_from(device, device.holding, device.plan, chosen, leader, _lacked_by_owners(device, chosen, leader))
-    everyone = tuple(map(str, range(device.plan.size)))
-    one_stage = Plan((StagePlan({device.model.side.target: (0, 1)}, everyone, (1,) * device.plan.size),), 1)
-    whole = device.holding.whole
-    holding = Holding(whole, whole, [device.model.reader.taps])
-    _spread_from(device, holding, one_stage, chosen, leader, _lacked_by_owners(device, chosen, leader))
-    if device.team.leads:
-        calibrate(device.model, examples)
+    calibrate(device.model, examples, device.team)
     device.team.align(device.model)
 
 

@@ -41,7 +41,6 @@ class Pipeline:
 
     Attributes:
         asked: what the devices told each other in the last step: the sums of their ``asks``.
-        bytes_sent: tensors that this device has sent to others.
 
     Raises:
         BadInput: the plan is not for this model or this number of devices.
@@ -62,7 +61,6 @@ class Pipeline:
         self._in_flight: dict[int, tuple[Sequence[Example], Passed]] = {}
         self._sends: list[Work[None]] = []
         self.asked: tuple[float, ...] = ()
-        self.bytes_sent = 0
         self._recording: Recording | None = None
 
     @contextmanager
@@ -262,7 +260,6 @@ class Pipeline:
             self._send(route.rank, Message(Tag("backward", self.number - 1, micro), {}, rows))
 
     def _send(self, rank: int, message: Message) -> None:
-        self.bytes_sent += message.nbytes()
         with self._doing("send", message.tag.micro_batch):
             self._sends.append(self.transport.isend(rank, message, timeout=self.timeout))
 
@@ -275,7 +272,6 @@ class Pipeline:
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         with self._doing("reduce"):
             self.transport.all_reduce(flat, self.group, timeout=self.timeout)
-        self.bytes_sent += 2 * (len(self.group) - 1) * flat.numel() * flat.element_size() // len(self.group)
         for p, gradient, summed in zip(parameters, gradients, torch.split(flat, [p.numel() for p in parameters])):
             p.grad = gradient.copy_(summed.view_as(p))
 

@@ -20,6 +20,7 @@ from pac_core.runtime.checkpoint import Progress, save_checkpoint
 from pac_core.runtime.interrupt import StopFlag
 from pac_core.runtime.optimizer import clip, cut, lr_factor, set_rates
 from pac_core.runtime.team import ALONE, Team
+from pac_core.spans import Span
 
 CHECKPOINT_SECONDS = 60.0
 REPORT_SECONDS = 0.2
@@ -35,6 +36,7 @@ class Trainer:
         on_step: told of progress, at most a few times a second: samples done and mean loss.
         team: the devices that make every step together.
         ready: called with the samples of a micro-batch before their entries are read; returns once they are there.
+        on_timed: told, at the leader, what all devices did during one mini-batch that ran through stages.
     """
 
     config: RunConfig
@@ -48,6 +50,7 @@ class Trainer:
     on_step: Callable[[Progress, int, float], None]
     team: Team = ALONE
     ready: Callable[[Sequence[int]], None] = lambda samples: None
+    on_timed: Callable[[Sequence[Span]], None] = lambda spans: None
 
 
 def train_epoch(trainer: Trainer, progress: Progress) -> Progress:

@@ -1,6 +1,7 @@
 """Runs of `FineTuner` on tiny checkpoints and data files."""
 
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,3 +94,11 @@ def texts() -> Callable[..., Rows]:
 @pytest.fixture
 def answers() -> Callable[..., Rows]:
     return answer_rows
+
+
+@pytest.fixture
+def place(monkeypatch: Any) -> Path:
+    """Where runs of several processes put the files that are to be gone in the end."""
+    folder = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))  # not below tmp_path: socket files want short names
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,12 +22,7 @@ EXACT = {"dtype": "float64", "cache__dtype": "float64", "adapter__dropout": 0.0}
 NO_DROPOUT = "import torch\ntorch.nn.Dropout.forward = lambda self, values: values\n"
 
 
-@pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: Any) -> Path:
-    """Where runs put the files that are to be gone in the end."""
-    folder = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))  # not below tmp_path: socket files want short names
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
+pytestmark = pytest.mark.usefixtures("place")
 
 
 @pytest.fixture

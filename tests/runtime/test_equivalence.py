@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import pickle
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +9,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load, save
 
 from pac_core.cache import ActivationCache
 from pac_core.contracts.transport import Peer, Transport, TransportOptions
@@ -45,13 +46,38 @@ def test_epochs_by_stages_and_from_the_cache_are_those_of_a_single_device(
 
         outcome = on_a_device(case, connected, open_cache)
         connected.barrier()
-        return pickle.dumps(outcome)  # as bytes: pipes would send tensors as shared memory, which ends with its process
+        return packed(outcome)
 
     with TemporaryDirectory() as folder:
         path = Path(folder)
         make, options = CONNECT[transport](path, case.plan.size)
-        found: list[Outcome] = [pickle.loads(outcome) for outcome in run_crew(make, options, device)]
+        found: list[Outcome] = [unpacked(outcome) for outcome in run_crew(make, options, device)]
     assert_same(case, found, on_one_device(case, cached=True))
+
+
+def packed(outcome: Outcome) -> bytes:
+    """As bytes: pipes would send tensors as shared memory, which ends with its process."""
+    tensors = {f"gradients.{i}.{name}": t for i, step in enumerate(outcome.gradients) for name, t in step.items()}
+    tensors |= {f"weights..{name}": t for name, t in outcome.weights.items()}
+    losses = torch.tensor(outcome.losses, dtype=torch.float64)
+    return save(
+        {
+            "losses..": losses,
+            "steps..": torch.tensor(len(outcome.gradients)),
+            **{name: t.detach().clone().contiguous() for name, t in tensors.items()},
+        }
+    )
+
+
+def unpacked(data: bytes) -> Outcome:
+    """What `packed` was given."""
+    tensors = {tuple(name.split(".", 2)): tensor for name, tensor in load(data).items()}
+    gradients: list[dict[str, torch.Tensor]] = [{} for _ in range(int(tensors["steps", "", ""]))]
+    for (kind, step, name), tensor in tensors.items():
+        if kind == "gradients":
+            gradients[int(step)][name] = tensor
+    weights = {name: t for (kind, _, name), t in tensors.items() if kind == "weights"}
+    return Outcome(tensors["losses", "", ""].tolist(), gradients, weights)
 
 
 Connect = Callable[[Path, int], tuple[Callable[[TransportOptions], Transport], list[TransportOptions]]]
@@ -71,7 +97,7 @@ def zmq(path: Path, size: int) -> tuple[Callable[[TransportOptions], Transport],
     return make_zmq, [TransportOptions(rank=r, peers=peers, keys=folders[r].path) for r in range(size)]
 
 
-def torch(path: Path, size: int) -> tuple[Callable[[TransportOptions], Transport], list[TransportOptions]]:
+def torchrun(path: Path, size: int) -> tuple[Callable[[TransportOptions], Transport], list[TransportOptions]]:
     """With the variables that torchrun sets."""
     (port,) = free_ports(1)
 
@@ -94,4 +120,4 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-CONNECT: dict[str, Connect] = {"local": local, "zmq": zmq, "torch": torch}
+CONNECT: dict[str, Connect] = {"local": local, "zmq": zmq, "torch": torchrun}

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -104,6 +103,8 @@ def test_stages_end_with_the_weights_of_one_device(
     assert [line for line in exchange.waiting() if "status" not in line] == []  # statuses may be on their way
     assert Plan.from_json({k: v for k, v in several.metrics["plan"].items() if k != "backbone_dtype"}) == PLANS[family]
     assert [device["name"] for device in several.metrics["devices"]] == device_names(PLANS[family].size)
+    drawn = "F0" in (several.output / "report.html").read_text()  # boxes of a mini-batch
+    assert drawn == (fill == "train-while-fill")
 
 
 @pytest.mark.parametrize("fill", ["prefill", "train-while-fill"])
@@ -160,14 +161,6 @@ def test_every_device_holds_its_slice_of_the_backbone_alone(in_stages: Any, answ
     slices = [stage.layers for stage in PLANS["t5"].stages for _ in stage.devices]
     assert sorted(str(dict(layers)) for layers, _ in opened) == sorted(str(dict(x)) for x in [*slices, *[end] * 4])
     assert {size for layers, size in opened if layers == end} == {0}
-
-
-@pytest.fixture
-def place(monkeypatch: Any) -> Path:
-    """Where runs of processes put the files that are to be gone in the end."""
-    folder = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))  # not below tmp_path: socket files want short names
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
 
 
 def once(act: Callable[[], None], when: Callable[[StepDone], bool]) -> Callable[[Any], None]:
