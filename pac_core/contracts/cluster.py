@@ -14,11 +14,17 @@ class DeviceProfile:
         name: unique in the cluster.
         flops: floating point operations that it does in a second, on matrices such as a layer's.
         memory_bytes: what a run may take of its memory.
+        backward_flops: the same in backward passes, where they are faster or slower; None if they are not.
+        layer_s: seconds that a layer takes in each pass beside its arithmetic, however few the rows are.
+        disk_bytes_per_s: at which cache entries are read and written; None if that takes no time.
     """
 
     name: str
     flops: float
     memory_bytes: int
+    backward_flops: float | None = None
+    layer_s: float = 0.0
+    disk_bytes_per_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -37,11 +43,14 @@ class Cluster:
         devices: by rank.
         links: between pairs of names, in either order, where they are known.
         default: of all other pairs.
+        shared: whether all messages share one medium, as over Wi-Fi; else only those that leave one device, and those
+            that come to one, as at a switch.
     """
 
     devices: tuple[DeviceProfile, ...]
     links: Mapping[tuple[str, str], Link] = field(default_factory=dict)
     default: Link = Link(128e6, 1e-3)
+    shared: bool = False
 
     def link(self, one: str, other: str) -> Link:
         """The link between two devices."""
@@ -62,6 +71,11 @@ class LayerProfile:
         state_bytes: a, the side state that goes on with it and whose gradient comes back, a token.
         tap_bytes: what the cache keeps of the layer, a token; 0 where it is not tapped.
         kept_bytes: activations that are kept for the backward pass, a token.
+        back_passes: work of the backward pass through the backbone, in forward passes: 0 as long as nothing in it is
+            trained, 1 where gradients only pass through it, 2 where all of it is trained.
+        cross_flops: as `flops`, but a token of the stream that this one attends to, whose keys and values these are.
+        cross_kept_bytes: as `kept_bytes`, likewise.
+        gradient_bytes: of the gradients that a device group sums.
     """
 
     flops: float
@@ -73,6 +87,10 @@ class LayerProfile:
     state_bytes: int
     tap_bytes: int
     kept_bytes: int
+    back_passes: float = 0.0
+    cross_flops: float = 0.0
+    cross_kept_bytes: int = 0
+    gradient_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,6 +123,7 @@ class Job:
         micro_batch_size: samples of a micro-batch; None leaves it to the scheduler.
         mean_length, max_length: tokens of a sample.
         dtype: name of the backbone's number format.
+        lengths: tokens of every sample in streams for which those two do not hold, such as the decoder's of a class.
     """
 
     batch_size: int
@@ -112,3 +131,12 @@ class Job:
     mean_length: float
     max_length: int
     dtype: str = "float32"
+    lengths: Mapping[str, float] = field(default_factory=dict)
+
+    def mean(self, stream: str) -> float:
+        """Tokens of a sample in a stream."""
+        return self.lengths.get(stream, self.mean_length)
+
+    def longest(self, stream: str) -> float:
+        """Tokens of the longest sample in a stream."""
+        return self.lengths.get(stream, self.max_length)

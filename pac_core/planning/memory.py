@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pac_core.contracts.cluster import DeviceProfile, Job, Profile
+from pac_core.contracts.scheduler import StagePlan
+from pac_core.planning.cost import costs, places
 
 
 def stage_bytes(profile: Profile, layers: Mapping[str, tuple[int, int]], job: Job, rows: int, in_flight: int) -> int:
@@ -16,14 +18,8 @@ def stage_bytes(profile: Profile, layers: Mapping[str, tuple[int, int]], job: Jo
         rows: rows of a micro-batch that the device works on.
         in_flight: micro-batches that have gone forward and not yet backward.
     """
-    held = [profile.layers[stream][i] for stream, (first, last) in layers.items() for i in range(first, last)]
-    begun = [stream for stream, (first, _) in layers.items() if first == 0]
-    final = list(profile.layers)[-1]
-    ends = layers.get(final, (0, 0))[1] == len(profile.layers[final])
-    weights = sum(layer.weight_bytes + layer.side_bytes for layer in held)
-    weights += sum(profile.embedding_bytes.get(stream, 0) for stream in begun) + ends * profile.head_bytes
-    kept = sum(layer.kept_bytes for layer in held)
-    return weights + rows * job.max_length * in_flight * kept
+    first, last = places(profile, StagePlan(layers, ("it",), (rows,)))
+    return round(costs(profile, job).bytes(first, last, rows, in_flight))
 
 
 def lack(device: DeviceProfile, stage: int, needed: int) -> str:

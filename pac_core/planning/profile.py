@@ -45,4 +45,5 @@ def _layer(info: BackboneInfo, adapter: AdapterConfig, stream: Stream, *, tapped
         state_bytes=2 * (d // adapter.reduction) * SINGLE,
         tap_bytes=d * size if tapped else 0,
         kept_bytes=SINGLE * (d + kept_numbers(info, adapter, stream)) if tapped else 0,
+        gradient_bytes=side * SINGLE,
     )
