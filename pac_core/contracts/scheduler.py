@@ -89,6 +89,8 @@ class Plan:
         micro_batches: micro-batches of a whole batch.
         schedule: order in which a stage runs its micro-batches forward and backward.
         scheduler: registered name of the scheduler that made the plan.
+        in_flight: most micro-batches that a stage may have between forward and backward, where memory is short, at the
+            price of idle stages; as many as 1F1B asks for if None.
 
     Raises:
         BadInput: the stages do not fit together.
@@ -100,6 +102,7 @@ class Plan:
     micro_batches: int
     schedule: ScheduleName = "1f1b"
     scheduler: str = "single"
+    in_flight: int | None = None
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -108,6 +111,10 @@ class Plan:
             raise BadInput(f"the plan has {self.micro_batches} micro-batches; give at least 1")
         if self.schedule not in get_args(ScheduleName):
             raise BadInput(f"schedule '{self.schedule}' is not known; choose from {', '.join(get_args(ScheduleName))}")
+        if self.in_flight is not None and (self.in_flight < 1 or self.schedule != "1f1b"):
+            raise BadInput(
+                f"in_flight is {self.in_flight} with schedule {self.schedule}; give at least 1, with 1f1b, or null"
+            )
         devices = [device for stage in self.stages for device in stage.devices]
         twice = sorted({device for device in devices if devices.count(device) > 1})
         if twice:
@@ -125,6 +132,12 @@ class Plan:
     def size(self) -> int:
         """Number of devices."""
         return sum(len(stage.devices) for stage in self.stages)
+
+    def most_in_flight(self, stage: int) -> int:
+        """Micro-batches that a stage has between forward and backward, at most."""
+        if self.schedule == "gpipe":
+            return self.micro_batches
+        return min(len(self.stages) - stage, self.micro_batches, self.in_flight or self.micro_batches)
 
     def group(self, stage: int) -> tuple[int, ...]:
         """Ranks of the devices of stage ``stage``."""
@@ -168,6 +181,7 @@ class Plan:
         return {
             "scheduler": self.scheduler,
             "schedule": self.schedule,
+            "in_flight": self.in_flight,
             "stages": [
                 {
                     "devices": list(stage.devices),
@@ -210,7 +224,10 @@ class Plan:
             lines += [(*head, device, str(rows)) for head, device, rows in zip(heads, stage.devices, stage.rows)]
         widths = [max(map(len, column)) for column in zip(*lines)]
         text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
-        text.append(f"{self.micro_batches} micro-batches of {self.micro_batch_size} rows, schedule {self.schedule}")
+        limit = "" if self.in_flight is None else f", at most {self.in_flight} in flight"
+        text.append(
+            f"{self.micro_batches} micro-batches of {self.micro_batch_size} rows, schedule {self.schedule}{limit}"
+        )
         return "\n".join(text)
 
 

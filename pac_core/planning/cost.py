@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from pac_core.contracts.cluster import Cluster, DeviceProfile, Job, LayerProfile, Link, Profile
-from pac_core.contracts.scheduler import Plan, StagePlan
+from pac_core.contracts.scheduler import StagePlan
 
 FORWARD = 1 / 3
 """Part of `LayerProfile.side_flops` that is the forward pass: the backward pass multiplies twice as much."""
@@ -149,11 +149,6 @@ def places(profile: Profile, stage: StagePlan) -> tuple[int, int]:
     starts = dict(zip(profile.layers, accumulate((len(layers) for layers in profile.layers.values()), initial=0)))
     ranges = [(starts[stream] + first, starts[stream] + last) for stream, (first, last) in stage.layers.items()]
     return min(first for first, _ in ranges), max(last for _, last in ranges)
-
-
-def in_flight(plan: Plan, stage: int) -> int:
-    """Micro-batches that are at most between their forward and backward pass in a stage."""
-    return plan.micro_batches if plan.schedule == "gpipe" else min(len(plan.stages) - stage, plan.micro_batches)
 
 
 def transfer_s(link: Link, size: float) -> float:

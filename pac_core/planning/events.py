@@ -15,7 +15,7 @@ from typing import Literal
 from pac_core.contracts.cluster import Cluster, DeviceProfile
 from pac_core.contracts.scheduler import Plan
 from pac_core.planning.cost import Costs, Seconds, all_reduce_s
-from pac_core.runtime.schedule import SCHEDULES, Action
+from pac_core.runtime.schedule import Action, actions_of
 from pac_core.spans import Span
 
 Pass = Literal["forward", "backward"]
@@ -110,7 +110,7 @@ class _Play:
     def _devices(self) -> Iterator[_Device]:
         profiles: Mapping[str, DeviceProfile] = {device.name: device for device in self.cluster.devices}
         for number, stage in enumerate(self.plan.stages):
-            actions = SCHEDULES[self.plan.schedule](number, len(self.plan.stages), len(self.sizes))
+            actions = actions_of(self.plan, number, len(self.sizes))
             for place, name in enumerate(stage.devices):
                 own = [a for a in actions if self._rows(number, place, a.micro)]
                 yield _Device(name, number, place, profiles[name], own)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pac_core.contracts.cluster import Cluster, Job, Profile
 from pac_core.contracts.scheduler import Plan
 from pac_core.errors import BadInput
-from pac_core.planning.cost import Costs, all_reduce_s, costs, in_flight, places, slice_of
+from pac_core.planning.cost import Costs, all_reduce_s, costs, places, slice_of
 from pac_core.planning.events import Played, Transfer, play
 from pac_core.spans import Span
 

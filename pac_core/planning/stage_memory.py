@@ -50,13 +50,6 @@ class StageMemory:
         return self.weights + self.side + self.in_flight + self.working + self.messages
 
 
-def micro_batches_in_flight(plan: Plan, stage: int) -> int:
-    """Micro-batches that have gone forward through a stage and not yet backward, at most."""
-    if plan.schedule == "gpipe":
-        return plan.micro_batches
-    return min(len(plan.stages) - stage, plan.micro_batches)
-
-
 def stage_memory(
     info: BackboneInfo, adapter: AdapterConfig, plan: Plan, rank: int, tokens: int, *, head: bool = False
 ) -> StageMemory:
@@ -89,7 +82,7 @@ def stage_memory(
     return StageMemory(
         weights=numbers * size,
         side=taps * side_numbers(info, adapter, chain[-1]) * SINGLE * TRAINED,
-        in_flight=micro_batches_in_flight(plan, number) * rows * tokens * kept + logits,
+        in_flight=plan.most_in_flight(number) * rows * tokens * kept + logits,
         working=rows * tokens * (2 * info.intermediate_size + 3 * info.hidden_size) * size + 2 * logits,
         messages=crossing * ((number > 0) * 2 + (not ends)),
     )

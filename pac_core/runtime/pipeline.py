@@ -19,7 +19,7 @@ from pac_core.examples import Example
 from pac_core.runtime.optimizer import clip, cut, gradient_norm, set_rates
 from pac_core.runtime.parts import Part, from_message, join, join_tensors, rows_of_tensors, to_message
 from pac_core.runtime.routes import Route, learning_stages, routes, share_of
-from pac_core.runtime.schedule import SCHEDULES, Action
+from pac_core.runtime.schedule import Action, actions_of
 from pac_core.runtime.stage import Passed, Stage
 from pac_core.runtime.timeline import Recording
 from pac_core.spans import Span, SpanKind
@@ -137,7 +137,7 @@ class Pipeline:
         if self.number == 0 and self.stage.model.task.apart and not tensors:
             raise BadInput("texts read apart are matched in all taps before they are learnt from; fill the cache first")
         sizes = self._sizes(rows, batch)
-        actions = SCHEDULES[self.plan.schedule](self.number, len(self.plan.stages), len(sizes))
+        actions = actions_of(self.plan, self.number, len(sizes))
         own = self._parts(batch, sizes, tensors or {})
         loss = torch.zeros((), dtype=torch.float64)
         try:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from pac_core.contracts.scheduler import ScheduleName
+from pac_core.contracts.scheduler import Plan, ScheduleName
 
 
 @dataclass(frozen=True)
@@ -54,3 +54,11 @@ Schedule = Callable[[int, int, int], tuple[Action, ...]]
 
 SCHEDULES: dict[ScheduleName, Schedule] = {"1f1b": one_forward_one_backward, "gpipe": all_forward_all_backward}
 """By the name that a plan gives."""
+
+
+def actions_of(plan: Plan, stage: int, micro_batches: int) -> tuple[Action, ...]:
+    """What a stage of a plan does with a batch of that many micro-batches. Where fewer may be in flight, early stages
+    run as few ahead as a later one does."""
+    stages = len(plan.stages)
+    place = stage if plan.in_flight is None else max(stage, stages - plan.in_flight)
+    return SCHEDULES[plan.schedule](place, stages, micro_batches)

@@ -112,8 +112,8 @@ class SchedulerSuite:
             except BadInput:
                 continue
             for number, stage in enumerate(plan.stages):
-                in_flight = min(len(plan.stages) - number, plan.micro_batches)
                 for rows in stage.rows:
+                    in_flight = plan.most_in_flight(number)
                     assert stage_bytes(profile, stage.layers, JOB, rows, in_flight) <= memory_mib * MIB
 
     def test_what_is_missing_is_told(self) -> None:

@@ -37,7 +37,9 @@ def plans(draw: Any) -> Plan:
         rows = tuple(end - start for start, end in zip([0, *marks], [*marks, size]))
         held = {name: at for name, at in layers.items() if at[0] < at[1]}
         stages.append(StagePlan(held, tuple(next(names) for _ in rows), rows))
-    return Plan(tuple(stages), draw(st.integers(1, 8)), draw(st.sampled_from(["1f1b", "gpipe"])), "any")
+    schedule = draw(st.sampled_from(["1f1b", "gpipe"]))
+    limit = draw(st.none() | st.integers(1, 4)) if schedule == "1f1b" else None
+    return Plan(tuple(stages), draw(st.integers(1, 8)), schedule, "any", limit)
 
 
 @given(plans())

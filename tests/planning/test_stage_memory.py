@@ -13,7 +13,7 @@ from pac_core.contracts.adapter import AdapterConfig
 from pac_core.contracts.backbone import DECODER, ENCODER, BackboneInfo
 from pac_core.contracts.scheduler import Plan, StagePlan
 from pac_core.model import PacModel, get_pac_model
-from pac_core.planning.stage_memory import micro_batches_in_flight, stage_memory
+from pac_core.planning.stage_memory import stage_memory
 from pac_core.runtime.optimizer import make_optimizer
 from pac_core.runtime.parts import Part
 from pac_core.runtime.stage import Stage, cut_model
@@ -92,7 +92,7 @@ def test_activations_in_flight_are_those_that_are_kept(kind: str, name: str, num
     model = get_pac_model(base, adapter(name))
     plan = plan_of(stream, 2)
     predicted = stage_memory(model.info, adapter(name), plan, number, TOKENS, head=kind == "llama").in_flight
-    found = kept(base, model, kind, plan, number) * micro_batches_in_flight(plan, number)
+    found = kept(base, model, kind, plan, number) * plan.most_in_flight(number)
     assert predicted == pytest.approx(found, rel=0.15)
 
 

@@ -4,11 +4,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pac_core.runtime.schedule import SCHEDULES, Action, all_forward_all_backward, one_forward_one_backward
+from pac_core.contracts.scheduler import Plan, StagePlan
+from pac_core.runtime.schedule import (
+    SCHEDULES,
+    Action,
+    actions_of,
+    all_forward_all_backward,
+    one_forward_one_backward,
+)
 
 STAGES = st.integers(1, 6)
 MICRO = st.integers(1, 12)
 NAMES = st.sampled_from(sorted(SCHEDULES))
+LIMITS = st.none() | st.integers(1, 6)
+
+
+def a_plan(stages: int, micro: int, name: str = "1f1b", limit: int | None = None) -> Plan:
+    held = tuple(StagePlan({"one": (i, i + 1)}, (str(i),), (1,)) for i in range(stages))
+    return Plan(held, micro, name, in_flight=limit if name == "1f1b" else None)
 
 
 def in_flight(actions: tuple[Action, ...]) -> int:
@@ -45,9 +58,10 @@ def met(action: Action, stage: int, stages: int, done: set[tuple[int, str]]) -> 
     return stage == stages - 1 or (stage + 1, f"B{action.micro}") in done
 
 
-def rounds(name: str, stages: int, micro: int) -> int:
+def rounds(plan: Plan) -> int:
     """Rounds until all is done, every stage doing one action a round where its neighbours have done what it needs."""
-    left = [list(SCHEDULES[name](stage, stages, micro)) for stage in range(stages)]
+    stages = len(plan.stages)
+    left = [list(actions_of(plan, stage, plan.micro_batches)) for stage in range(stages)]
     done: set[tuple[int, str]] = set()
     count = 0
     while any(left):
@@ -61,7 +75,18 @@ def rounds(name: str, stages: int, micro: int) -> int:
 
 @given(NAMES, STAGES, MICRO)
 def test_the_stages_never_wait_for_each_other_in_a_circle(name: str, stages: int, micro: int) -> None:
-    assert rounds(name, stages, micro) == 2 * (micro + stages - 1)
+    assert rounds(a_plan(stages, micro, name)) == 2 * (micro + stages - 1)
+
+
+@given(STAGES, MICRO, st.integers(1, 6))
+def test_a_limit_holds_at_every_stage_costs_rounds_and_never_locks(stages: int, micro: int, limit: int) -> None:
+    plan = a_plan(stages, micro, limit=limit)
+    for stage in range(stages):
+        most = in_flight(actions_of(plan, stage, micro))
+        assert most == plan.most_in_flight(stage) == min(stages - stage, micro, limit)
+    assert rounds(plan) >= rounds(a_plan(stages, micro))
+    if limit == 1:
+        assert rounds(plan) == 2 * stages * micro
 
 
 @pytest.mark.parametrize(
@@ -79,9 +104,9 @@ def test_1f1b_of_three_stages_as_in_the_papers_figure(stage: int, order: str) ->
 class Neighbour:
     """A stage as its neighbours see it, whose every send waits until it is asked for, as with no room for sends."""
 
-    def __init__(self, name: str, stage: int, stages: int, micro: int) -> None:
-        self.stage, self.stages = stage, stages
-        self.actions = SCHEDULES[name](stage, stages, micro)
+    def __init__(self, plan: Plan, stage: int) -> None:
+        self.stage, self.stages = stage, len(plan.stages)
+        self.actions = actions_of(plan, stage, plan.micro_batches)
         self.at = 0
         self.computed = False
 
@@ -111,11 +136,11 @@ def advance(stage: Neighbour, all_stages: list[Neighbour], arrived: set[tuple[in
     return True
 
 
-@given(NAMES, STAGES, MICRO)
+@given(NAMES, STAGES, MICRO, LIMITS)
 def test_one_receive_posted_ahead_is_enough_where_every_send_waits_for_its_receiver(
-    name: str, stages: int, micro: int
+    name: str, stages: int, micro: int, limit: int | None
 ) -> None:
-    line = [Neighbour(name, stage, stages, micro) for stage in range(stages)]
+    line = [Neighbour(a_plan(stages, micro, name, limit), stage) for stage in range(stages)]
     arrived: set[tuple[int, str]] = set()
     while any(advance(stage, line, arrived) for stage in line):
         pass

@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pac_core.contracts.backbone import DECODER, ENCODER
 from pac_core.contracts.cluster import Job, LayerProfile, Profile
 
 Technique = Literal["full", "adapters", "lora", "pac"]
+
+BLOCKS = "blocks"
+"""Name of the one stream."""
 
 TOKENS = 128
 ANSWER = 1
@@ -27,7 +29,7 @@ BOTTLENECK = 64
 RANK = 32
 """Of LoRA at queries and values; T5-Large then has the 40 MB of gradients that table 1 shows."""
 
-KEPT_WIDTHS = {"full": 19.5, "adapters": 13.0, "lora": 14.0, "pac": 17.5}
+KEPT_WIDTHS = {"full": 19.5, "adapters": 13.0, "lora": 14.0, "pac": 19.5}
 """Numbers as wide as the layer that autograd keeps for a token of an encoder layer, by technique. Full: inputs of both
 norms and what they give, queries, keys, values, attended values, inner states before and after dropout, masks. Adapters
 and LoRA need no inputs of frozen matrices, but their own. Parallel adapters: as full, at the side network's width."""
@@ -63,64 +65,59 @@ SHAPES = {
 
 
 def profile(model: str, technique: Technique) -> Profile:
-    """The costs of one of `SHAPES` under a technique."""
+    """The costs of one of `SHAPES` under a technique, an encoder layer and the decoder layer of its number as one."""
     shape = SHAPES[model]
-    layers = {
-        ENCODER: tuple(_layer(shape, technique, cross=False, first=i == 0) for i in range(shape.layers)),
-        DECODER: (_layer(shape, technique, cross=True, first=False),) * shape.layers,
-    }
-    table = SINGLE * shape.width * shape.vocabulary * (2 if technique == "full" else 1)
-    return Profile(layers, {ENCODER: table, DECODER: table})
+    layers = tuple(_block(shape, technique, first=i == 0) for i in range(shape.layers))
+    table = SINGLE * shape.width * shape.vocabulary * (3 if technique == "full" else 1)
+    return Profile({BLOCKS: layers}, {BLOCKS: table})
 
 
 def job(batch: int, micro_batch: int | None) -> Job:
     """Mini-batches of samples that are all padded to 128 tokens."""
-    return Job(batch, micro_batch, TOKENS, TOKENS, lengths={DECODER: ANSWER})
+    return Job(batch, micro_batch, TOKENS, TOKENS)
 
 
-def _layer(shape: Shape, technique: Technique, *, cross: bool, first: bool) -> LayerProfile:
-    d = shape.width
-    weights = _numbers(d, cross)
-    attended = 2 * d * d if cross else 0  # keys and values of the encoder's output
-    trained = _trained(shape, technique, cross)
-    extra = 0 if technique in ("full", "pac") else trained
-    kept = SINGLE * _kept(shape, technique)
+def _block(shape: Shape, technique: Technique, *, first: bool) -> LayerProfile:
+    d, part = shape.width, ANSWER / TOKENS  # what the decoder does for its own tokens, a token of the encoder
+    encoder, decoder, attended = 12 * d * d, 16 * d * d, 2 * d * d
+    in_encoder, in_decoder = _trained(shape, technique, cross=False), _trained(shape, technique, cross=True)
+    trained = in_encoder + in_decoder
+    weights = encoder + decoder
+    passed = encoder + attended + (decoder - attended) * part
+    learnt = in_encoder + in_decoder * part
+    side = technique == "pac"
+    added = 0.0 if technique in ("full", "pac") else learnt
     return LayerProfile(
-        flops=2.0 * (weights - attended + extra),
+        flops=2.0 * (passed + added),
         pair_flops=4.0 * d,
-        side_flops=6.0 * trained if technique == "pac" else 0.0,
+        side_flops=6.0 * learnt if side else 0.0,
         weight_bytes=SINGLE * weights,
         side_bytes=SINGLE * trained * (1 if technique == "full" else 2),
-        hidden_bytes=SINGLE * d if technique == "pac" else 0,
-        state_bytes=SINGLE * (d // REDUCTION if technique == "pac" else d),
-        tap_bytes=SINGLE * d * (1 + first) if technique == "pac" else 0,
-        kept_bytes=kept * (2 if cross else 1),
+        hidden_bytes=SINGLE * d if side else 0,
+        state_bytes=SINGLE * (d // REDUCTION if side else d),
+        tap_bytes=round(SINGLE * d * (1 + first + part)) if side else 0,
+        kept_bytes=round(SINGLE * _kept(shape, technique) * (1 + 2 * part)),
         back_passes={"full": 2.0, "adapters": 1.0, "lora": 1.0, "pac": 0.0}[technique],
-        cross_flops=2.0 * attended,
-        cross_kept_bytes=SINGLE * (2 * d // REDUCTION if technique == "pac" else 2 * d) if cross else 0,
         gradient_bytes=SINGLE * trained,
     )
 
 
-def _numbers(width: int, cross: bool) -> int:
-    """Weights of a layer: attention, and a feed-forward part four times as wide."""
-    return (8 if cross else 4) * width * width + 8 * width * width
-
-
-def _trained(shape: Shape, technique: Technique, cross: bool) -> int:
-    d = shape.width
+def _trained(shape: Shape, technique: Technique, *, cross: bool) -> int:
+    """Weights that are trained in a layer of the encoder, or of the decoder, which has cross-attention as well."""
+    d, r = shape.width, shape.width // REDUCTION
+    layer = 16 if cross else 12
     if technique == "full":
-        return _numbers(d, cross)
+        return layer * d * d
     if technique == "adapters":
         return 2 * 2 * d * BOTTLENECK
     if technique == "lora":
         return (2 if cross else 1) * 2 * 2 * d * RANK
-    return d * (d // REDUCTION) + _numbers(d // REDUCTION, cross)
+    return d * r + layer * r * r
 
 
-def _kept(shape: Shape, technique: Technique) -> int:
-    """Numbers kept for a token of an encoder layer."""
-    scores = KEPT_SCORES * shape.heads * TOKENS
-    if technique == "pac":
-        return round(shape.width + KEPT_WIDTHS["pac"] * shape.width / REDUCTION + scores)
-    return round(KEPT_WIDTHS[technique] * shape.width + scores)
+def _kept(shape: Shape, technique: Technique) -> float:
+    """Numbers kept for a token of the encoder, with keys and values for the decoder."""
+    scores = KEPT_SCORES * shape.heads * TOKENS / (REDUCTION if technique == "pac" else 1)
+    width = shape.width // (REDUCTION if technique == "pac" else 1)
+    taps = shape.width if technique == "pac" else 0
+    return taps + (KEPT_WIDTHS[technique] + 2) * width + scores

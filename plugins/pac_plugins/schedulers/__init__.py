@@ -1,4 +1,4 @@
-"""Bundled schedulers: single, data-parallel and pipeline."""
+"""Bundled schedulers: single, data-parallel, pipeline and pac."""
 
 from __future__ import annotations
 
@@ -31,8 +31,16 @@ def make_pipeline() -> Scheduler:
     return PipelineScheduler()
 
 
+def make_pac() -> Scheduler:
+    """A `PacScheduler`."""
+    from pac_plugins.schedulers.pac import PacScheduler
+
+    return PacScheduler()
+
+
 @hookimpl
 def pac_register_schedulers(register: Register) -> None:
     register("single", make_single, summary="the whole model on the fastest device that has room for it")
     register("data-parallel", make_data_parallel, summary="the whole model on every device, rows by speed")
     register("pipeline", make_pipeline, summary="a stage for each device, layers by speed and memory")
+    register("pac", make_pac, summary="stages of device groups, as the paper plans them (equations 2 to 6)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pac_core.contracts.cluster import Job, Profile
+from pac_core.contracts.cluster import Job
 from pac_core.errors import BadInput
 
 Slot = tuple[str, int]
@@ -16,21 +16,6 @@ def slices(slots: Sequence[Slot]) -> dict[str, tuple[int, int]]:
     found: dict[str, tuple[int, int]] = {}
     for stream, layer in slots:
         found[stream] = (found.get(stream, (layer, layer))[0], layer + 1)
-    return found
-
-
-def cuts(profile: Profile) -> list[int]:
-    """Places in the chain where a stage may begin, its end included."""
-    chain = profile.chain()
-    return [i for i, (_, layer) in enumerate(chain) if layer == 0 or layer >= profile.first_cut] + [len(chain)]
-
-
-def layer_seconds(profile: Profile, job: Job, flops: float) -> list[float]:
-    """Seconds that each layer of the chain takes for a token of a sample of mean length, both ways, at ``flops``."""
-    found = []
-    for stream, i in profile.chain():
-        layer = profile.layers[stream][i]
-        found.append((layer.flops + layer.pair_flops * job.mean_length + layer.side_flops) / flops)
     return found
 
 

@@ -5,67 +5,73 @@ from __future__ import annotations
 from pac_core.contracts.cluster import Cluster, Job, Profile
 from pac_core.contracts.scheduler import Plan, Scheduler, StagePlan
 from pac_core.errors import BadInput
-from pac_core.planning.memory import lack, stage_bytes
-from pac_plugins.schedulers.parts import cuts, layer_seconds, micro_batches, slices
+from pac_core.planning.cost import Costs, costs
+from pac_core.planning.memory import lack
+from pac_plugins.schedulers.parts import micro_batches, slices
 
 FILLING = 4
 """Micro-batches for each stage where the job leaves their size open: the bubble is then at most a fifth."""
 
 
 class PipelineScheduler(Scheduler):
-    """A stage for each device, cut so that the slowest stage is as fast as memory lets it be."""
+    """A stage for each device, cut so that the slowest stage is as fast as memory lets it be.
+
+    Where memory does not suffice for all micro-batches that 1F1B has in flight, as many are as it suffices for.
+    """
 
     def plan(self, profile: Profile, cluster: Cluster, job: Job) -> Plan:
         devices = cluster.devices
         size = min(job.micro_batch_size or max(job.batch_size // (FILLING * len(devices)), 1), job.batch_size)
-        if len(cuts(profile)) <= len(devices):
+        found = costs(profile, job)
+        if len(found.cuts) <= len(devices):
             raise BadInput(
-                f"{len(profile.chain())} layers cannot be cut into {len(devices)} stages; use fewer devices, or more "
+                f"{found.layers} layers cannot be cut into {len(devices)} stages; use fewer devices, or more "
                 "taps (adapter.tap_every)"
             )
-        ends = _best(profile, cluster, job, size, fit=True)
-        if ends is None:
-            raise BadInput(_what_is_missing(profile, cluster, job, size))
-        slots = profile.chain()
-        stages = tuple(
-            StagePlan(slices(slots[first:last]), (device.name,), (size,))
-            for device, first, last in zip(devices, [0, *ends], ends)
-        )
-        return Plan(stages, micro_batches(job, size), scheduler="pipeline")
+        count = micro_batches(job, size)
+        most = min(len(devices), count)
+        for limit in range(most, 0, -1):
+            ends = _best(found, cluster, size, limit)
+            if ends is not None:
+                stages = _stages(profile, cluster, size, ends)
+                return Plan(stages, count, scheduler="pipeline", in_flight=None if limit == most else limit)
+        raise BadInput(_what_is_missing(found, cluster, size))
 
 
-def _best(profile: Profile, cluster: Cluster, job: Job, size: int, *, fit: bool) -> list[int] | None:
-    """Where each stage ends in the chain so that the slowest takes the least time; None if no stages ``fit``.
+def _stages(profile: Profile, cluster: Cluster, size: int, ends: list[int]) -> tuple[StagePlan, ...]:
+    slots = profile.chain()
+    return tuple(
+        StagePlan(slices(slots[first:last]), (device.name,), (size,))
+        for device, first, last in zip(cluster.devices, [0, *ends], ends)
+    )
+
+
+def _best(found: Costs, cluster: Cluster, size: int, limit: int | None) -> list[int] | None:
+    """Where each stage ends in the chain so that the slowest takes the least time; None if no stages fit.
 
     A table over (stage, end): the best way to give the layers before ``end`` to the stages up to this one.
+
+    Args:
+        limit: most micro-batches in flight; None if memory does not count.
     """
-    slots, places = profile.chain(), cuts(profile)
     best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
     for stage, device in enumerate(cluster.devices):
-        seconds = layer_seconds(profile, job, device.flops)
+        in_flight = min(len(cluster.devices) - stage, limit or 1)
         following: dict[int, tuple[float, list[int]]] = {}
         for start, (slowest, ends) in best.items():
-            for end in (place for place in places if place > start):
-                if fit and _bytes(profile, job, slots[start:end], size, cluster, stage) > device.memory_bytes:
+            for end in (place for place in found.cuts if place > start):
+                if limit is not None and found.bytes(start, end, size, in_flight) > device.memory_bytes:
                     break
-                found = max(slowest, sum(seconds[start:end]))
-                if end not in following or found < following[end][0]:
-                    following[end] = (found, [*ends, end])
+                seconds = max(slowest, found.seconds(device, start, end, size).both)
+                if end not in following or seconds < following[end][0]:
+                    following[end] = (seconds, [*ends, end])
         best = following
-    return best[len(slots)][1] if len(slots) in best else None
+    return best[found.layers][1] if found.layers in best else None
 
 
-def _bytes(profile: Profile, job: Job, slots: list[tuple[str, int]], size: int, cluster: Cluster, stage: int) -> int:
-    return stage_bytes(profile, slices(slots), job, size, min(len(cluster.devices) - stage, micro_batches(job, size)))
-
-
-def _what_is_missing(profile: Profile, cluster: Cluster, job: Job, size: int) -> str:
-    """The stage that lacks most if memory did not count."""
-    ends = _best(profile, cluster, job, size, fit=False) or []
-    slots = profile.chain()
-    needed = [
-        _bytes(profile, job, slots[first:last], size, cluster, stage)
-        for stage, (first, last) in enumerate(zip([0, *ends], ends))
-    ]
+def _what_is_missing(found: Costs, cluster: Cluster, size: int) -> str:
+    """The stage that lacks most, with one micro-batch in flight, if memory did not count."""
+    ends = _best(found, cluster, size, None) or []
+    needed = [round(found.bytes(first, last, size, 1)) for first, last in zip([0, *ends], ends)]
     worst = max(range(len(needed)), key=lambda i: needed[i] - cluster.devices[i].memory_bytes)
     return f"the model does not fit: {lack(cluster.devices[worst], worst, needed[worst])}; use more devices"

@@ -12,6 +12,7 @@ from pac_core.contracts.backbone import BackboneSource
 from pac_core.contracts.cluster import Cluster, Profile
 from pac_core.contracts.scheduler import Plan
 from pac_core.errors import BadInput, UnknownPlugin
+from pac_core.planning.cost import costs
 from pac_core.planning.make import plan
 from pac_core.planning.memory import stage_bytes
 from pac_core.planning.profile import analytic_profile
@@ -19,8 +20,8 @@ from pac_core.registry import Registry
 from pac_core.testing import SchedulerSuite
 from pac_core.testing.scheduler import JOB, MIB, STREAMS, a_cluster, a_profile
 from pac_core.testing.tiny import tiny_model
-from pac_plugins.schedulers import make_data_parallel, make_pipeline, make_single
-from pac_plugins.schedulers.parts import cuts, layer_seconds, slices
+from pac_plugins.schedulers import make_data_parallel, make_pac, make_pipeline, make_single
+from pac_plugins.schedulers.parts import slices
 
 
 class TestSingle(SchedulerSuite):
@@ -55,15 +56,19 @@ class TestPipeline(SchedulerSuite):
         self, speeds: tuple[float, ...], memory_mib: int
     ) -> None:
         profile, cluster = a_profile(STREAMS["two"]), a_cluster(*speeds, memory_bytes=memory_mib * MIB)
-        ways = [slowest(profile, cluster, ends) for ends in all_cuts(profile, len(speeds))]
-        best = min((way for way in ways if way is not None), default=None)
-        if best is None:
+        for limit in range(len(speeds), 0, -1):
+            ways = [slowest(profile, cluster, ends, limit) for ends in all_cuts(profile, len(speeds))]
+            best = min((way for way in ways if way is not None), default=None)
+            if best is not None:
+                break
+        else:
             with pytest.raises(BadInput, match="are missing"):
                 self.plan(profile, cluster)
             return
         found = self.plan(profile, cluster)
         assert [stage.devices for stage in found.stages] == [(device.name,) for device in cluster.devices]
-        assert slowest(profile, cluster, ends_of(profile, found)) == pytest.approx(best)
+        assert slowest(profile, cluster, ends_of(profile, found), limit) == pytest.approx(best)
+        assert max(map(found.most_in_flight, range(len(speeds)))) == min(limit, found.micro_batches)
 
     def test_more_devices_than_layers_are_refused(self) -> None:
         with pytest.raises(BadInput, match="12 layers cannot be cut into 13 stages"):
@@ -71,21 +76,21 @@ class TestPipeline(SchedulerSuite):
 
 
 def all_cuts(profile: Profile, stages: int) -> list[tuple[int, ...]]:
-    inner = cuts(profile)[1:-1]
+    inner = costs(profile, JOB).cuts[1:-1]
     return [(*ends, len(profile.chain())) for ends in combinations(inner, stages - 1)]
 
 
-def slowest(profile: Profile, cluster: Cluster, ends: tuple[int, ...]) -> float | None:
-    """Seconds of the slowest stage; None if one does not fit."""
-    found = 0.0
+def slowest(profile: Profile, cluster: Cluster, ends: tuple[int, ...], limit: int) -> float | None:
+    """Seconds of the slowest stage; None if one does not fit with ``limit`` micro-batches in flight."""
+    seconds = 0.0
     for stage, (first, last) in enumerate(zip((0, *ends), ends)):
         device = cluster.devices[stage]
         layers = slices(profile.chain()[first:last])
-        in_flight = min(len(ends) - stage, -(-JOB.batch_size // JOB.micro_batch_size))
+        in_flight = min(len(ends) - stage, -(-JOB.batch_size // JOB.micro_batch_size), limit)
         if stage_bytes(profile, layers, JOB, JOB.micro_batch_size or 0, in_flight) > device.memory_bytes:
             return None
-        found = max(found, sum(layer_seconds(profile, JOB, device.flops)[first:last]))
-    return found
+        seconds = max(seconds, costs(profile, JOB).seconds(device, first, last, JOB.micro_batch_size or 0).both)
+    return seconds
 
 
 def ends_of(profile: Profile, found: Plan) -> tuple[int, ...]:
