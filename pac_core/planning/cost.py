@@ -100,8 +100,11 @@ class Costs:
         computes forward and backward."""
         read = rows * self.cached_bytes[-1] / device.disk_bytes_per_s if device.disk_bytes_per_s else 0.0
         work = rows * self.side_flops[-1]
-        return read + 2 * self.layers * device.layer_s + FORWARD * work / device.flops + (1 - FORWARD) * work / (
-            device.backward_flops or device.flops
+        return (
+            read
+            + 2 * self.layers * device.layer_s
+            + FORWARD * work / device.flops
+            + (1 - FORWARD) * work / (device.backward_flops or device.flops)
         )
 
 

@@ -180,9 +180,7 @@ class _Play:
             end = begin + 8 * rows * each / link.bits_per_second
             self.sending[out] = self.receiving[other] = end
             arrived = end + link.latency_s
-            self.transfers.append(
-                Transfer(source, target, action.kind, action.micro, rows * each, now, begin, arrived)
-            )
+            self.transfers.append(Transfer(source, target, action.kind, action.micro, rows * each, now, begin, arrived))
             self._push(arrived, other, action, arrival=True)
 
     def _push(self, time: float, rank: int, action: Action, *, arrival: bool) -> None:

@@ -147,7 +147,9 @@ def simulate(
     slices = [places(profile, stage) for stage in plan.stages]
     whole = play(plan, found, slices, cluster, job.batch_size)
     phases = _phases(plan, found, slices, cluster, job, work, whole)
-    return Timeline(plan, whole.seconds, whole.spans, whole.transfers, _memory(plan, found, slices, cluster, whole), phases)
+    return Timeline(
+        plan, whole.seconds, whole.spans, whole.transfers, _memory(plan, found, slices, cluster, whole), phases
+    )
 
 
 def _check(plan: Plan, profile: Profile, cluster: Cluster) -> None:
@@ -157,8 +159,10 @@ def _check(plan: Plan, profile: Profile, cluster: Cluster) -> None:
         raise BadInput(f"the plan uses device '{absent[0]}', which is not in the cluster: {', '.join(sorted(there))}")
     covered = [places(profile, stage) for stage in plan.stages if _known(profile, stage.layers)]
     ends = [0, *(last for _, last in covered)]
-    if len(covered) < len(plan.stages) or any(first != end for (first, _), end in zip(covered, ends)) or (
-        ends[-1] != len(profile.chain())
+    if (
+        len(covered) < len(plan.stages)
+        or any(first != end for (first, _), end in zip(covered, ends))
+        or (ends[-1] != len(profile.chain()))
     ):
         chain = ", ".join(f"{stream} [0, {len(layers)})" for stream, layers in profile.layers.items())
         raise BadInput(f"the plan is for another model: this one's stages must run {chain} once and in order")

@@ -153,9 +153,7 @@ def mini_batch_s(found: Costs, cluster: Cluster, plan: Balanced, size: int, coun
     """L_b + L_e + L_n of equations 4 to 6: seconds of a mini-batch of ``count`` micro-batches of ``size`` rows."""
     groups = _members(cluster.devices, plan)
     starts = (0, *plan.ends)
-    passes = [
-        _slowest(found, members, first, last, size) for members, first, last in zip(groups, starts, plan.ends)
-    ]
+    passes = [_slowest(found, members, first, last, size) for members, first, last in zip(groups, starts, plan.ends)]
     sent = [
         transfer_s(cluster.link(one[-1].name, other[0].name), size * found.crossings[end].forward)
         for one, other, end in zip(groups, groups[1:], plan.ends)
@@ -170,8 +168,7 @@ def mini_batch_s(found: Costs, cluster: Cluster, plan: Balanced, size: int, coun
     ]
     begin = sum(one.forward + way for one, way in zip(passes, sent))
     end = max(
-        reduced[i] + sum(one.backward + way for one, way in zip(passes[i:-1], returned[i:]))
-        for i in range(len(passes))
+        reduced[i] + sum(one.backward + way for one, way in zip(passes[i:-1], returned[i:])) for i in range(len(passes))
     )
     return begin + count * passes[-1].both + end
 
@@ -233,4 +230,6 @@ def _why_none(found: Costs, cluster: Cluster, size: int) -> str:
         return need[2] - need[0].memory_bytes
 
     worst = [max(_needs(found, cluster.devices, plan, size, 1), key=lacking) for plan in plans]
-    return f"the model does not fit: {lack(*min(worst, key=lacking))}; use more devices, or a smaller --micro-batch-size"
+    return (
+        f"the model does not fit: {lack(*min(worst, key=lacking))}; use more devices, or a smaller --micro-batch-size"
+    )
