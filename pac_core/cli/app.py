@@ -13,7 +13,19 @@ import typer
 
 from pac_core.errors import PacError
 
-COMMANDS = ("demo", "finetune", "evaluate", "predict", "chat", "cache", "plugins", "keys", "worker", "devices")
+COMMANDS = (
+    "demo",
+    "finetune",
+    "evaluate",
+    "predict",
+    "chat",
+    "cache",
+    "plugins",
+    "keys",
+    "worker",
+    "devices",
+    "simulate",
+)
 """Modules of `pac_core.cli`; each has ``add(app)``, which adds its command or group to the app. None of them imports
 torch before a command runs, so that ``--help`` and completion are quick."""
 

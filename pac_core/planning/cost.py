@@ -132,7 +132,7 @@ def costs(profile: Profile, job: Job) -> Costs:
         gradient_bytes=_sums(layer.gradient_bytes for _, layer in held),
         cached_bytes=_sums(layer.tap_bytes * job.mean(s) for s, layer in held),
         crossings=tuple(_crossing(profile, job, chain, place) for place in range(len(chain) + 1)),
-        cuts=tuple(i for i, (_, n) in enumerate(chain) if n == 0 or n >= profile.first_cut) + (len(chain),),
+        cuts=(*(i for i, (_, n) in enumerate(chain) if n == 0 or n >= profile.first_cut), len(chain)),
     )
 
 

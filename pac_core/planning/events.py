@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Literal
 
 from pac_core.contracts.cluster import Cluster, DeviceProfile
@@ -208,4 +208,4 @@ class _Play:
 
 def _shares(split: Sequence[int]) -> list[tuple[int, int]]:
     ends = [0, *accumulate(split)]
-    return list(zip(ends, ends[1:]))
+    return list(pairwise(ends))

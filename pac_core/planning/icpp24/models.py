@@ -13,6 +13,8 @@ from pac_core.contracts.cluster import Job, LayerProfile, Profile
 
 Technique = Literal["full", "adapters", "lora", "pac"]
 
+TECHNIQUES: tuple[Technique, ...] = ("full", "adapters", "lora", "pac")
+
 BLOCKS = "blocks"
 """Name of the one stream."""
 

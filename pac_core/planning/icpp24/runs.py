@@ -10,7 +10,7 @@ from pac_core.contracts.cluster import Cluster, DeviceProfile, Job, Link, Profil
 from pac_core.contracts.scheduler import Plan, StagePlan
 from pac_core.errors import BadInput
 from pac_core.planning.cost import costs
-from pac_core.planning.icpp24.models import BLOCKS, SHAPES, Technique, job, profile
+from pac_core.planning.icpp24.models import BLOCKS, Technique, job, profile
 from pac_core.planning.make import plan
 from pac_core.planning.simulate import Timeline, Work, simulate
 from pac_core.registry import Registry
@@ -18,28 +18,28 @@ from pac_core.registry import Registry
 LINK = Link(1e9, 5e-4)
 """1000 Mbit/s, as in the paper; the latency of its switch and of TCP on such a processor is assumed."""
 
-ROWS = 4
-"""Rows of a micro-batch on a device, in every system: assumed."""
-
 DEVICES = 4
 """Of table 2: the figures agree with four."""
 
-FILLED = 16
-"""Samples of a mini-batch for each device in table 2's other systems: the batch of table 1. Assumed."""
+FIGURE_9A = 4
+"""Samples of a mini-batch for each device in figure 9a: assumed."""
 
 MORE = 1.02
 """Steps in which memory is enlarged to see which grouping comes nearest to fitting."""
 
 
 @dataclass(frozen=True)
-class Nano:
-    """A Jetson Nano as the paper's authors used it.
+class Setting:
+    """What the paper's runs have in common: Jetson Nanos, of which the first four numbers are fitted, and what is
+    assumed of all systems alike.
 
     Attributes:
         forward_flops, backward_flops: operations a second in each pass.
         memory_bytes: that training may take.
         disk_bytes_per_s: of its memory card.
         layer_s: seconds of each pass of a layer beside its arithmetic: starting kernels.
+        rows: of a micro-batch on a device.
+        batch: samples of a mini-batch for each device in table 2; the batch of table 1.
     """
 
     forward_flops: float
@@ -47,6 +47,8 @@ class Nano:
     memory_bytes: int
     disk_bytes_per_s: float
     layer_s: float = 5e-4
+    rows: int = 4
+    batch: int = 16
 
     def cluster(self, count: int) -> Cluster:
         """That many of them at a switch."""
@@ -83,53 +85,57 @@ class Run:
         """What is trained."""
         return profile(self.model, self.technique)
 
-    def plan(self, nano: Nano, registry: Registry) -> Plan:
+    def plan(self, setting: Setting, registry: Registry) -> Plan:
         """How the system runs it.
 
         Raises:
             BadInput: it does not fit.
         """
-        cluster = nano.cluster(self.devices)
+        cluster = setting.cluster(self.devices)
         if self.system == "pac":
-            groups = grouping(self.model, nano, self.devices, registry)
-            return _cut(self.profile, cluster, self.job(ROWS * max(groups)), groups)
+            groups = grouping(self.model, setting, self.devices, registry)
+            return _cut(self.profile, cluster, self.job(setting.rows * max(groups)), groups)
         if self.system == "eco-fl":
-            return plan(self.profile, cluster, self.job(ROWS), "pipeline", registry)
-        return plan(self.profile, cluster, self.job(ROWS * self.devices), "data-parallel", registry)
+            return plan(self.profile, cluster, self.job(setting.rows), "pipeline", registry)
+        return plan(self.profile, cluster, self.job(setting.rows * self.devices), "data-parallel", registry)
 
     def job(self, micro_batch: int) -> Job:
         """The work of a mini-batch."""
         return job(self.batch * self.devices, micro_batch)
 
 
-def of_row(model: str, row: str) -> Run:
+def of_row(model: str, row: str, setting: Setting) -> Run:
     """The run of a row of table 2."""
-    if row == "pac":
-        return Run(model, "pac", "pac", DEVICES, FILLED)
-    technique, system = row.split("/")
-    return Run(model, technique, system, 1 if system == "standalone" else DEVICES, FILLED)  # type: ignore[arg-type]
+    technique, system = ("pac", "pac") if row == "pac" else row.split("/")
+    return Run(model, technique, system, 1 if system == "standalone" else DEVICES, setting.batch)  # type: ignore[arg-type]
 
 
-def timeline(run: Run, nano: Nano, registry: Registry, samples: int, epochs: int = 1) -> Timeline | None:
-    """What a run would take; parallel adapters train later epochs from the cache. None if it does not fit."""
+def timeline(
+    run: Run, setting: Setting, registry: Registry, samples: int, epochs: int = 1, *, caches: bool = True
+) -> Timeline | None:
+    """What a run would take; None if it does not fit.
+
+    Args:
+        caches: whether PAC trains later epochs from the cache.
+    """
     try:
-        found = run.plan(nano, registry)
+        found = run.plan(setting, registry)
     except BadInput:
         return None
-    work = Work(samples, epochs, caches=run.system == "pac")
-    cluster = nano.cluster(run.devices)
+    work = Work(samples, epochs, caches=caches and run.system == "pac")
+    cluster = setting.cluster(run.devices)
     return simulate(found, run.profile, cluster, run.job(found.micro_batch_size), work)
 
 
-def grouping(model: str, nano: Nano, devices: int, registry: Registry) -> tuple[int, ...]:
+def grouping(model: str, setting: Setting, devices: int, registry: Registry) -> tuple[int, ...]:
     """Devices of each stage that `pac` chooses with one row a device in a micro-batch. As published it counts layers
     alone, not the table of embeddings. Where nothing fits, the groups of the plan that needs least memory more."""
     layers = replace(profile(model, "pac"), embedding_bytes={})
     while True:
         try:
-            found = plan(layers, nano.cluster(devices), job(devices, devices), "pac", registry)
+            found = plan(layers, setting.cluster(devices), job(devices, devices), "pac", registry)
         except BadInput:
-            nano = replace(nano, memory_bytes=round(nano.memory_bytes * MORE))
+            setting = replace(setting, memory_bytes=round(setting.memory_bytes * MORE))
             continue
         return tuple(len(stage.devices) for stage in found.stages)
 

@@ -222,8 +222,8 @@ def _why_none(found: Costs, cluster: Cluster, size: int) -> str:
     plans = list(balanced(found, roomy, size))
     if not plans:
         return (
-            f"{found.layers} layers and micro-batches of {size} rows cannot be shared by {len(cluster.devices)} devices; "
-            "use fewer devices, or give a larger --micro-batch-size"
+            f"{found.layers} layers and micro-batches of {size} rows cannot be shared by {len(cluster.devices)} "
+            "devices; use fewer devices, or give a larger --micro-batch-size"
         )
 
     def lacking(need: tuple[DeviceProfile, int, int]) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import inf
 from typing import Any
 
@@ -70,7 +70,7 @@ def every_way(found: Costs, cluster: Cluster, size: int) -> Iterator[Balanced]:
         for cut in combinations(range(1, found.layers), stages - 1):
             for part in combinations(range(1, len(devices)), stages - 1):
                 ends, marks = (*cut, found.layers), (0, *part, len(devices))
-                groups = tuple(b - a for a, b in zip(marks, marks[1:]))
+                groups = tuple(b - a for a, b in pairwise(marks))
                 slowest = max(
                     stage_s(found, devices[a:b], first, last, size)
                     for a, b, first, last in zip(marks, marks[1:], (0, *cut), ends)
@@ -115,7 +115,7 @@ def test_of_those_plans_the_shortest_mini_batch_is_chosen(case: Any) -> None:
     made = list(balanced(found, cluster.devices, size))
     count = -(-JOB.batch_size // size)
     if not made:
-        with pytest.raises(BadInput, match="are missing|cannot be shared"):
+        with pytest.raises(BadInput, match=r"are missing|cannot be shared"):
             make_pac().plan(profile, cluster, job)
         return
     least = min(made, key=lambda plan: mini_batch_s(found, cluster, plan, size, count))

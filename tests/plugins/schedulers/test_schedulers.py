@@ -20,7 +20,7 @@ from pac_core.registry import Registry
 from pac_core.testing import SchedulerSuite
 from pac_core.testing.scheduler import JOB, MIB, STREAMS, a_cluster, a_profile
 from pac_core.testing.tiny import tiny_model
-from pac_plugins.schedulers import make_data_parallel, make_pac, make_pipeline, make_single
+from pac_plugins.schedulers import make_data_parallel, make_pipeline, make_single
 from pac_plugins.schedulers.parts import slices
 
 
