@@ -98,9 +98,7 @@ def test_messages_follow_the_runtimes_routes_and_nothing_starts_before_its_own_a
             }
             assert sent == {names[r.rank]: pytest.approx((r.last - r.first) * crossing[place].forward) for r in routed}
     for t in found.transfers:
-        begun = next(
-            s for s in found.spans if (s.device, s.kind, s.micro_batch) == (t.target, t.kind, t.micro_batch)
-        )
+        begun = next(s for s in found.spans if (s.device, s.kind, s.micro_batch) == (t.target, t.kind, t.micro_batch))
         assert t.asked_s <= t.start_s < t.end_s <= begun.start_s + 1e-12
 
 
@@ -108,7 +106,7 @@ def test_messages_follow_the_runtimes_routes_and_nothing_starts_before_its_own_a
 @settings(deadline=None)
 def test_nobody_sends_or_receives_two_messages_at_once(plan: Plan, shared: bool) -> None:
     transfers = played(plan, shared).transfers
-    groups = [[t for t in transfers]] if shared else []
+    groups = [list(transfers)] if shared else []
     for name in {t.source for t in transfers}:
         groups.append([t for t in transfers if t.source == name])
         groups.append([t for t in transfers if t.target == name])
@@ -158,7 +156,9 @@ def test_a_slow_device_delays_those_behind_it() -> None:
 
 
 def test_the_run_is_a_first_epoch_a_spreading_and_cached_epochs() -> None:
-    plan = Plan((StagePlan({"encoder": (0, 6)}, ("d0", "d1"), (4, 2)), StagePlan({"encoder": (6, 12)}, ("d2",), (6,))), 4)
+    plan = Plan(
+        (StagePlan({"encoder": (0, 6)}, ("d0", "d1"), (4, 2)), StagePlan({"encoder": (6, 12)}, ("d2",), (6,))), 4
+    )
     profile, cluster = a_profile(STREAMS["one"]), a_cluster(1.0, 1.0, 1.0)
     job = replace(JOB, batch_size=24)
     once = simulate(plan, profile, cluster, job, Work(60, 1))

@@ -24,6 +24,9 @@ DEVICES = 4
 FIGURE_9A = 4
 """Samples of a mini-batch for each device in figure 9a: assumed."""
 
+SCHEDULERS = ("pac", "pipeline", "data-parallel")
+"""Of PAC, Eco-FL and the others."""
+
 MORE = 1.02
 """Steps in which memory is enlarged to see which grouping comes nearest to fitting."""
 
@@ -131,13 +134,12 @@ def grouping(model: str, setting: Setting, devices: int, registry: Registry) -> 
     """Devices of each stage that `pac` chooses with one row a device in a micro-batch. As published it counts layers
     alone, not the table of embeddings. Where nothing fits, the groups of the plan that needs least memory more."""
     layers = replace(profile(model, "pac"), embedding_bytes={})
-    while True:
-        try:
-            found = plan(layers, setting.cluster(devices), job(devices, devices), "pac", registry)
-        except BadInput:
-            setting = replace(setting, memory_bytes=round(setting.memory_bytes * MORE))
-            continue
-        return tuple(len(stage.devices) for stage in found.stages)
+    try:
+        found = plan(layers, setting.cluster(devices), job(devices, devices), "pac", registry)
+    except BadInput:
+        larger = replace(setting, memory_bytes=round(setting.memory_bytes * MORE))
+        return grouping(model, larger, devices, registry)
+    return tuple(len(stage.devices) for stage in found.stages)
 
 
 def _cut(model: Profile, cluster: Cluster, work: Job, groups: Sequence[int]) -> Plan:

@@ -12,7 +12,7 @@ from pac_core.planning.cost import FORWARD, Costs, costs
 from pac_core.planning.icpp24.calibrate import CELLS, START, calibrated, predicted_hours
 from pac_core.planning.icpp24.facts import DATASETS, Facts
 from pac_core.planning.icpp24.models import SHAPES, SINGLE, TECHNIQUES, Technique, job, profile
-from pac_core.planning.icpp24.runs import FIGURE_9A, Run, Setting, grouping, of_row, timeline
+from pac_core.planning.icpp24.runs import FIGURE_9A, SCHEDULERS, Run, Setting, grouping, of_row, timeline
 from pac_core.planning.make import plan
 from pac_core.registry import Registry
 
@@ -103,7 +103,12 @@ def reproduce(facts: Facts, registry: Registry, start: Setting = START) -> Repro
 
     Args:
         start: other assumptions than ours, to see what they do.
+
+    Raises:
+        UnknownPlugin: a scheduler of the systems is not installed.
     """
+    for scheduler in SCHEDULERS:
+        registry.get("schedulers", scheduler)
     setting = calibrated(facts, registry, start)
     return Reproduction(
         setting,
