@@ -26,7 +26,7 @@ def test_and_tables_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--paper", "icpp25"], "error: paper 'icpp25' is not known; known: icpp24"),
         ([], "error: nothing to simulate; give --paper icpp24"),
-        (["--paper", "icpp24", "--no-plugin", "pac-schedulers"], "'data-parallel' is not known"),
+        (["--paper", "icpp24", "--no-plugin", "pac-schedulers"], "scheduler 'pac' is not known"),
     ],
 )
 def test_what_cannot_be_simulated_is_refused(

@@ -211,12 +211,18 @@ def test_every_hook_and_every_bundled_plugin_is_named() -> None:
     assert [name for name in [*hooks, *bundled] if f"`{name}`" not in page] == []
 
 
-def test_the_tables_of_the_configuration_are_up_to_date() -> None:
-    spec = importlib.util.spec_from_file_location("build_configuration", ROOT / "docs/build_configuration.py")
+def loaded(name: str) -> Any:
+    """A script of ``docs``."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     builder = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(builder)
+    return builder
+
+
+def test_the_tables_of_the_configuration_are_up_to_date() -> None:
+    builder = loaded("build_configuration")
     page = builder.PAGE.read_text(encoding="utf-8")
     assert builder.updated(page) == page, "run: python docs/build_configuration.py"
 
@@ -229,3 +235,8 @@ def test_every_dependency_is_explained() -> None:
     packages = [re.split(r"[<>=\[]", requirement)[0] for requirement in needed]
     assert [name for name in packages if not re.search(rf"\b{re.escape(name)}\b", page)] == []
     assert [name for name in extras if f"| `{name}` |" not in page] == []
+
+
+def test_the_reproduction_of_the_paper_is_up_to_date() -> None:
+    builder = loaded("build_reproduction")
+    assert builder.built() == builder.PAGE.read_text(encoding="utf-8"), "run: python docs/build_reproduction.py"

@@ -33,7 +33,10 @@ STEPS = 12
 
 def calibrated(facts: Facts, registry: Registry, start: Setting = START) -> Setting:
     """The setting whose predictions are nearest to `CELLS`; of equals the one with most memory."""
-    tried = [_rated(replace(start, memory_bytes=start.memory_bytes - i * STEP), facts, registry) for i in range(STEPS)]
+    tried, rated = [], start
+    for i in range(STEPS):
+        rated = _rated(replace(rated, memory_bytes=start.memory_bytes - i * STEP), facts, registry)
+        tried.append(rated)
     return min(tried, key=lambda one: round(sum(_error(cell, one, facts, registry) ** 2 for cell in CELLS), 3))
 
 
