@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pac_core.finetune import FineTuner, RunResult
     from pac_core.model import PacModel, get_pac_model
     from pac_core.planning.make import plan
+    from pac_core.planning.simulate import simulate
 
 _HOMES = {
     "ActivationCache": "pac_core.cache",
@@ -29,6 +30,7 @@ _HOMES = {
     "Task": "pac_core.examples",
     "get_pac_model": "pac_core.model",
     "plan": "pac_core.planning.make",
+    "simulate": "pac_core.planning.simulate",
 }
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "Task",
     "get_pac_model",
     "plan",
+    "simulate",
 ]
 
 

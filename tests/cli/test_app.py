@@ -15,7 +15,10 @@ import typer
 
 from pac_core.cli import app
 
-COMMANDS = ["demo", "finetune", "evaluate", "predict", "chat", "plugins", "cache", "keys", "worker", "devices"]
+COMMANDS = [
+    *("demo", "finetune", "evaluate", "predict", "chat", "plugins", "cache"),
+    *("keys", "worker", "devices", "simulate"),
+]
 CACHE_COMMANDS = ["list", "stat", "verify", "prune", "clear"]
 KEYS_COMMANDS = ["new", "allow", "list"]
 GROUPS = {"cache": CACHE_COMMANDS, "keys": KEYS_COMMANDS}
