@@ -1,4 +1,4 @@
-"""Bundled schedulers: single, data-parallel, pipeline and pac."""
+"""Bundled schedulers: single, data-parallel, pipeline, pac and exhaustive."""
 
 from __future__ import annotations
 
@@ -38,9 +38,17 @@ def make_pac() -> Scheduler:
     return PacScheduler()
 
 
+def make_exhaustive() -> Scheduler:
+    """An `ExhaustiveScheduler`."""
+    from pac_plugins.schedulers.exhaustive import ExhaustiveScheduler
+
+    return ExhaustiveScheduler()
+
+
 @hookimpl
 def pac_register_schedulers(register: Register) -> None:
     register("single", make_single, summary="the whole model on the fastest device that has room for it")
     register("data-parallel", make_data_parallel, summary="the whole model on every device, rows by speed")
     register("pipeline", make_pipeline, summary="a stage for each device, layers by speed and memory")
     register("pac", make_pac, summary="stages of device groups, as the paper plans them (equations 2 to 6)")
+    register("exhaustive", make_exhaustive, summary="the best of all plans in the simulator, for up to 8 devices")

@@ -1,0 +1,202 @@
+"""Every plan there is, simulated: for small clusters, and to judge other schedulers by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations, product
+
+from pac_core.contracts.cluster import Cluster, DeviceProfile, Job, Profile
+from pac_core.contracts.scheduler import Plan, Scheduler, StagePlan
+from pac_core.errors import BadInput
+from pac_core.planning.cost import Costs, Seconds, costs
+from pac_core.planning.events import play
+from pac_core.planning.memory import lack
+from pac_plugins.schedulers.parts import micro_batches, slices
+
+MOST = 8
+"""Devices beyond which trying everything would take hours."""
+
+
+class ExhaustiveScheduler(Scheduler):
+    """The plan whose mini-batch takes least time in the simulator.
+
+    Of all numbers of stages, groups of devices in any order, cuts, and limits of micro-batches in flight; devices may
+    be left out. Rows are split so that a group's slowest device is as fast as can be. A plan is simulated only if a
+    bound below its time is better than the best so far.
+    """
+
+    def plan(self, profile: Profile, cluster: Cluster, job: Job) -> Plan:
+        if len(cluster.devices) > MOST:
+            raise BadInput(f"exhaustive tries every plan, for at most {MOST} devices; choose another scheduler")
+        found = costs(profile, job)
+        sizes = [job.micro_batch_size] if job.micro_batch_size else _sizes(job.batch_size)
+        searches = [_Search(profile, found, cluster, job, min(size, job.batch_size)) for size in sizes]
+        best: tuple[float, Plan | None] = (math.inf, None)
+        for search in searches:
+            best = search.run(best)
+        if best[1] is None:
+            raise BadInput(f"the model does not fit: {_missing(found, cluster, job)}; use more devices")
+        return best[1]
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A stage that has been decided on.
+
+    Attributes:
+        quickest: the least that a whole micro-batch takes any of its devices, in each pass.
+        slowest: the most that it takes one of them in both.
+    """
+
+    members: tuple[DeviceProfile, ...]
+    rows: tuple[int, ...]
+    first: int
+    last: int
+    quickest: Seconds
+    slowest: float
+
+
+class _Search:
+    """All plans with micro-batches of one size."""
+
+    def __init__(self, profile: Profile, found: Costs, cluster: Cluster, job: Job, size: int) -> None:
+        self.slots = profile.chain()
+        self.found, self.cluster, self.size = found, cluster, size
+        self.batch, self.count = job.batch_size, micro_batches(job, size)
+        self.best: tuple[float, Plan | None] = (math.inf, None)
+        self.stage = cache(self._stage)
+
+    def run(self, best: tuple[float, Plan | None]) -> tuple[float, Plan | None]:
+        """The better one of ``best`` and what this search finds, as seconds and plan."""
+        self.best = best
+        for stages in range(1, min(len(self.cluster.devices), self.found.layers) + 1):
+            most = min(stages, self.count)
+            for limit in range(most, 0 if self._is_short(most) else most - 1, -1):
+                self._extend((), stages, limit, self.cluster.devices)
+        return self.best
+
+    def _is_short(self, in_flight: int) -> bool:
+        """Whether memory may rule out a stage: then fewer micro-batches in flight are tried as well."""
+        needed = self.found.bytes(0, self.found.layers, self.size, in_flight)
+        return any(needed > device.memory_bytes for device in self.cluster.devices)
+
+    def _extend(self, done: tuple[_Stage, ...], stages: int, limit: int, free: tuple[DeviceProfile, ...]) -> None:
+        """Try every next stage behind those that are ``done``."""
+        if len(done) == stages:
+            self._judge(done, limit)
+            return
+        start = done[-1].last if done else 0
+        ends = [end for end in self.found.cuts if end > start]
+        if len(done) + 1 == stages:
+            ends = ends[-1:]
+        in_flight = min(stages - len(done), limit)
+        for members in _groups(free, self.cluster):
+            for end in ends:
+                stage = self.stage(members, start, end, in_flight)
+                if stage is None:
+                    break
+                if self._bound((*done, stage)) < self.best[0]:
+                    left = tuple(device for device in free if device not in members)
+                    self._extend((*done, stage), stages, limit, left)
+
+    def _stage(self, members: tuple[DeviceProfile, ...], first: int, last: int, in_flight: int) -> _Stage | None:
+        """The stage with rows split best; None if they do not fit."""
+        rows = share_rows(self.found, members, first, last, self.size, in_flight)
+        if rows is None:
+            return None
+        own = [self.found.seconds(member, first, last, count) for member, count in zip(members, rows)]
+        quickest = Seconds(min(one.forward for one in own), min(one.backward for one in own))
+        return _Stage(members, rows, first, last, quickest, max(one.both for one in own))
+
+    def _bound(self, done: Sequence[_Stage]) -> float:
+        """Seconds that no plan which begins so can be below: each stage waits for the first micro-batch and works on
+        all; the last gradients go back. A smaller micro-batch at the end counts as none."""
+        whole = self.batch // self.size
+        before, most = 0.0, 0.0
+        for stage in done:
+            most = max(most, before + whole * stage.slowest)
+            before += stage.quickest.forward + (stage.quickest.backward if whole == self.count else 0.0)
+        return most
+
+    def _judge(self, stages: Sequence[_Stage], limit: int) -> None:
+        plan = Plan(
+            tuple(
+                StagePlan(
+                    slices(self.slots[stage.first : stage.last]),
+                    tuple(member.name for member in stage.members),
+                    stage.rows,
+                )
+                for stage in stages
+            ),
+            self.count,
+            scheduler="exhaustive",
+            in_flight=None if limit == min(len(stages), self.count) else limit,
+        )
+        places = [(stage.first, stage.last) for stage in stages]
+        seconds = play(plan, self.found, places, self.cluster, self.batch).seconds
+        if seconds < self.best[0]:
+            self.best = seconds, plan
+
+
+def share_rows(
+    found: Costs, members: Sequence[DeviceProfile], first: int, last: int, size: int, in_flight: int
+) -> tuple[int, ...] | None:
+    """Rows of a micro-batch of ``size`` for each member of a group, at least one, so that the slowest takes the least
+    time; None if they have not the memory. Row by row, to the one that is done first with it."""
+    if size < len(members):
+        return None
+    rows = [1] * len(members)
+    room = [_rows_that_fit(found, member, first, last, in_flight) for member in members]
+    if min(room) < 1:
+        return None
+    for _ in range(size - len(members)):
+        able = [i for i in range(len(members)) if rows[i] + 1 <= room[i]]
+        if not able:
+            return None
+        rows[min(able, key=lambda i: found.seconds(members[i], first, last, rows[i] + 1).both)] += 1
+    return tuple(rows)
+
+
+def _rows_that_fit(found: Costs, member: DeviceProfile, first: int, last: int, in_flight: int) -> float:
+    each = found.bytes(first, last, 1, in_flight) - found.bytes(first, last, 0, in_flight)
+    free = member.memory_bytes - found.bytes(first, last, 0, in_flight)
+    return math.inf if each == 0 and free >= 0 else free / max(each, 1.0)
+
+
+def _kind(device: DeviceProfile, cluster: Cluster) -> tuple[object, ...]:
+    alike = (device.flops, device.backward_flops, device.memory_bytes, device.layer_s)
+    return (*alike, device.name) if cluster.links else alike
+
+
+def _groups(free: tuple[DeviceProfile, ...], cluster: Cluster) -> Iterator[tuple[DeviceProfile, ...]]:
+    """Every group of free devices; of groups that are alike the first."""
+    kinds: dict[tuple[object, ...], list[DeviceProfile]] = {}
+    for device in free:
+        kinds.setdefault(_kind(device, cluster), []).append(device)
+    for counts in product(*(range(len(alike), -1, -1) for alike in kinds.values())):
+        if any(counts):
+            yield tuple(device for alike, count in zip(kinds.values(), counts) for device in alike[:count])
+
+
+def _sizes(batch: int) -> list[int]:
+    """Sizes of micro-batches that are tried: those that divide a batch evenly, or nearly so."""
+    return sorted({-(-batch // count) for count in range(1, batch + 1) if count & (count - 1) == 0}, reverse=True)
+
+
+def _missing(found: Costs, cluster: Cluster, job: Job) -> str:
+    """What the stage lacks that lacks most, in the cut into one stage a device that lacks least."""
+    size = job.micro_batch_size or 1
+    count = min(len(cluster.devices), len(found.cuts) - 1)
+    devices = sorted(cluster.devices, key=lambda device: -device.memory_bytes)[:count]
+    best: tuple[float, str] = (math.inf, "")
+    for inner in combinations(found.cuts[1:-1], count - 1):
+        needs = [
+            (device, stage, round(found.bytes(first, last, size, 1)))
+            for stage, (device, first, last) in enumerate(zip(devices, (0, *inner), (*inner, found.layers)))
+        ]
+        device, stage, needed = max(needs, key=lambda need: need[2] - need[0].memory_bytes)
+        best = min(best, (needed - device.memory_bytes, lack(device, stage, needed)))
+    return best[1]
