@@ -38,7 +38,7 @@ from pac_core.runtime.evaluate import Evaluation, evaluate, generated_metrics
 from pac_core.runtime.fill import Filled, calibrate, planned_fill, prefill, release
 from pac_core.runtime.interrupt import StopFlag
 from pac_core.runtime.job import Assigned, hand_out, take
-from pac_core.runtime.load import Loaded, Source, load, open_backbone
+from pac_core.runtime.load import Loaded, Source, load
 from pac_core.runtime.monitor import Monitor, Reading, places
 from pac_core.runtime.optimizer import make_optimizer, moments, set_moments
 from pac_core.runtime.planned import run_plan
@@ -130,7 +130,7 @@ class FineTuner:
         self._names = [device.name for device in devices.devices]
         planned = run_plan(self.config, loaded, self.registry, devices)
         self.team = Replicas(connect())
-        hand_out(self.team.transport, loaded, planned, self._names[1:] if remote else None)
+        hand_out(self.team.transport, loaded, planned, devices.devices if remote else None)
         return self._run(loaded, planned)
 
     def take_part(self, transport: Transport) -> None:
@@ -157,13 +157,13 @@ class FineTuner:
             plan = {**planned.to_json(), **beside_plan(model)}
         train, held_out = (team.share_out(data, config.batch_size, config.seed) for data in (loaded.train, loaded.eval))
         work = Assigned(loaded, train, held_out)
-        model.reader.reopen = partial(open_backbone, model.model_name, model.info.dtype, self.registry)
+        model.reader.reopen = partial(loaded.open_layers, None)
         try:
             if team.leads:
                 self._check_resumable(loaded)
             self._tell(RunStarted(config.plain(), model.trainable(), loaded.source.truncated if loaded.source else 0))
             if planned is not None and isinstance(team, Replicas):
-                self.stages = Stages(config, work, planned, team, self.registry)
+                self.stages = Stages(config, work, planned, team)
             with StopFlag() as stop, self._monitor(plan):
                 filled = self._fill(work, stop)
                 progress = self._train(work, filled, stop)

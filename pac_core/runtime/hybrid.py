@@ -28,7 +28,7 @@ from pac_core.runtime.pipeline import Pipeline
 from pac_core.runtime.scales import calibrate_stage
 from pac_core.runtime.spread import Holding, spread_entries, spread_state
 from pac_core.runtime.spreading import Arrived, Spreading
-from pac_core.runtime.stage import Slices, Stage, bind_share, chain, cut_model, stage_taps
+from pac_core.runtime.stage import Slices, Stage, bind_share, chain, cut_model, head_slice, stage_taps
 from pac_core.runtime.team import Replicas
 from pac_core.taps import TapReader, of_stream
 
@@ -66,13 +66,13 @@ class Device:
         return batch if self.pipeline.number == 0 else ()
 
 
-def open_stage(plan: Plan, team: Replicas, model: PacModel, open_slice: Callable[[Slices], Backbone]) -> Device:
+def open_stage(plan: Plan, team: Replicas, model: PacModel, open_layers: Callable[[Slices], Backbone]) -> Device:
     """Load this device's slice of the backbone, and cut the side network to it.
 
     Args:
         model: on a backbone that holds no layers; afterwards it has the language-model head, for tasks that need it,
             and counts as released.
-        open_slice: loads layers of the same backbone, as `BackboneSource.layers` says.
+        open_layers: loads layers of the same backbone, as `BackboneSource.layers` says.
 
     Raises:
         BadInput: the plan is not for this model or this number of devices, or the side network cannot be cut so.
@@ -85,11 +85,10 @@ def open_stage(plan: Plan, team: Replicas, model: PacModel, open_slice: Callable
     if whole is None:
         raise ValueError("a run over stages needs a cache")
     own = cut_model(copy.deepcopy(model), layers)
-    own.reader = TapReader(open_slice(layers), None, {})
+    own.reader = TapReader(open_layers(layers), None, {})
     pipeline = Pipeline(plan, Stage(own, layers, share), team.transport, timeout=PATIENCE)
     if model.task.generates:
-        end = model.info.stream(model.side.target).layers
-        model.reader.backbone = open_slice({model.side.target: (end, end)})
+        model.reader.backbone = open_layers(head_slice(model))
     model.release_backbone()
     taps = [stage_taps(model.side, stage.layers) for stage in plan.stages]
     return Device(plan, team, model, pipeline, Holding(share, whole, taps))
