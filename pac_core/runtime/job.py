@@ -83,7 +83,7 @@ def hand_out(
 
 
 def slices_of(plan: Plan | None, rank: int, model: PacModel) -> tuple[Slices | None, ...]:
-    """What device ``rank`` opens of the backbone: all, or the layers of its stage, and the head if the task needs it."""
+    """What device ``rank`` opens of the backbone: all, or the layers of its stage, with the head if it is needed."""
     if plan is None:
         return (None,)
     layers = plan.stages[plan.place(rank)[0]].layers

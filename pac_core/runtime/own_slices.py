@@ -45,8 +45,8 @@ class OwnSlices:
         offer = self._offer
         if held != {} and not self._whole and held not in [part.layers for part in offer.slices]:
             raise RunFailed(
-                f"device {offer.device}: an entry of its cache is damaged or gone, and of {offer.model} it has only "
-                f"{offer.slice_name}; the same command with --resume computes the entry again"
+                f"an entry of its cache is damaged or gone, and it has only {offer.slice_name} of {offer.model} to "
+                "compute it with; --resume computes it in the stages again"
             )
         return open_layers(self._path, offer, self._registry, held)
 

@@ -30,9 +30,13 @@ class Started:
         folder.mkdir(parents=True)
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as where tests run in the background
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.folder = folder
         self.err = folder / "err"
+        own = {"HOME": str(folder), "PAC_CACHE_DIR": str(folder / "cache")}  # of a device of its own
         with open(self.err, "wb") as err:
-            self.process = subprocess.Popen([sys.executable, *arguments], stdout=err, stderr=err, cwd=folder)
+            self.process = subprocess.Popen(
+                [sys.executable, *arguments], stdout=err, stderr=err, cwd=folder, env={**os.environ, **own}
+            )
 
     @property
     def printed(self) -> str:
