@@ -101,7 +101,7 @@ class ClusterCrew:
             gathering.check()
             offers = gathering.call(self._job)
             facts = gathering.facts()
-            self.facts = {name: facts[name] for name in offers}
+            self.facts = {name: facts[name] for name in gathering.workers}
             self._start(gathering, offers)
         except BaseException:
             for name in gathering.workers:

@@ -19,7 +19,7 @@ from pac_core.errors import BadInput, PeerLost, RunFailed
 from pac_core.events import StepDone
 from pac_core.finetune import FineTuner, RunResult
 from pac_core.planning.make import device_names
-from pac_core.runtime import first_epoch, hybrid, job, load, spread, staged, train
+from pac_core.runtime import first_epoch, hybrid, job, load, spread, train
 from pac_core.runtime.crew import processes_here
 from pac_core.runtime.passes import own_rows, widened
 from pac_core.runtime.spreading import Spreading
