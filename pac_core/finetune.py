@@ -203,7 +203,7 @@ class FineTuner:
             path = self.checkpoint / FILL_NAME
             planned = planned_fill(model, loaded.train, path, self.config.resume) if team.leads else ()
             prefill(model, work.train, stop, on_progress, team, planned)
-        calibrate(model, loaded.train, team)
+        calibrate(model, work.train, team)
         (samples,) = team.total([model.reader.counters.backbone_samples - before])
         filled = Filled(time.perf_counter() - began, int(samples))
         if ahead:

@@ -19,6 +19,7 @@ from pac_core.finetune import FineTuner
 from pac_core.registry import Registry
 from pac_core.runtime.assignment import Assignment, connect
 from pac_core.runtime.job_process import READY
+from pac_core.runtime.load import warm_up
 
 
 def main() -> int:
@@ -26,12 +27,13 @@ def main() -> int:
     assignment = Assignment(**json.loads(sys.stdin.buffer.readline()))
     threading.Thread(target=_end_with_worker, daemon=True).start()
     torch.set_num_threads(assignment.threads)
-    registry = Registry(blocked=assignment.blocked)
-    sys.stdout.buffer.write(READY)
-    sys.stdout.buffer.flush()
     try:
+        config, registry = RunConfig.build(assignment.config), Registry(blocked=assignment.blocked)
+        warm_up(config, registry)
+        sys.stdout.buffer.write(READY)
+        sys.stdout.buffer.flush()
         with connect(assignment, registry) as transport:
-            FineTuner(RunConfig.build(assignment.config), registry=registry).take_part(transport)
+            FineTuner(config, registry=registry).take_part(transport)
     except PacError as error:
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr, flush=True)
         return error.exit_code

@@ -19,6 +19,7 @@ from pac_core.errors import PacError, PeerLost
 from pac_core.finetune import FineTuner
 from pac_core.registry import Registry
 from pac_core.runtime.crew import READY, Post, connect
+from pac_core.runtime.load import warm_up
 
 FAREWELL_SECONDS = 1.0
 
@@ -49,6 +50,7 @@ def take_part(post: Post) -> None:
         KeyboardInterrupt: the run was stopped.
     """
     config, registry = RunConfig.build(post.config), Registry(blocked=post.blocked)
+    warm_up(config, registry)
     sys.stdout.buffer.write(READY)
     sys.stdout.buffer.flush()
     with connect(post, config.transport, registry) as transport:

@@ -193,16 +193,27 @@ class PacModel(nn.Module):
 
         In a loop that is not ours the first training batch serves. ``targets`` (samples,) are those of regression.
         """
-        last = [batch[self.side.target] for batch in taps]
-        if self.head is None:
-            frozen = torch.cat([t.last for t in last])
-        else:
-            pooled = torch.cat([self.head.pool(t.last, t.rows) for t in last])
-            statistics = None if self.matcher is None else self.matcher.calibrate(last)
-            self.head.calibrate(pooled, statistics, targets)
-            frozen = pooled.flatten(0, 1)
-        if len(frozen) > 1:
-            self.side.calibrate(frozen.std(0).clamp(min=1e-4))
+        statistics = None
+        if self.matcher is not None:
+            statistics = self.matcher.calibrate([batch[self.side.target] for batch in taps])
+        self.set_scales(torch.cat([self.frozen_features(batch) for batch in taps]), statistics, targets)
+
+    @torch.no_grad()
+    def frozen_features(self, taps: dict[str, Taps]) -> Tensor:
+        """What scales are set from: (samples, texts, d) means of the last tap or, for text that is written, (tokens, d)
+        as they are."""
+        last = taps[self.side.target]
+        return last.last if self.head is None else self.head.pool(last.last, last.rows)
+
+    @torch.no_grad()
+    def set_scales(self, features: Tensor, statistics: Tensor | None = None, targets: Tensor | None = None) -> None:
+        """`calibrate` from `frozen_features` of all samples, and their match statistics (samples, statistics) if texts
+        are read apart."""
+        if self.head is not None:
+            self.head.calibrate(features, statistics, targets)
+            features = features.flatten(0, 1)
+        if len(features) > 1:
+            self.side.calibrate(features.std(0).clamp(min=1e-4))
         self.calibrated.fill_(True)
 
     def loss(self, batch: Sequence[Example], taps: dict[str, Taps], outputs: Tensor | None = None) -> Tensor:

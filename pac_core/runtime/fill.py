@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from pac_core.batches import Dataset
-from pac_core.contracts.adapter import Taps
 from pac_core.errors import BadInput
 from pac_core.examples import Example
 from pac_core.files import read_json, write_json
@@ -25,6 +24,8 @@ CALIBRATION_SAMPLES = 1000
 
 CALIBRATION_PAIRS = 300
 """Fewer, since all their taps are in memory at once."""
+
+CALIBRATION_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -89,28 +90,36 @@ def planned_fill(model: PacModel, examples: Sequence[Example], path: Path, resum
     return missing
 
 
-def calibrate(model: PacModel, examples: Sequence[Example], team: Team = ALONE) -> None:
-    """Set the leader's scales from samples evenly spaced, and all regression targets; `Team.align` hands them on.
+def calibrate(model: PacModel, data: Dataset, team: Team = ALONE) -> None:
+    """Set the leader's scales from samples evenly spaced, each read by the device that works on it, and from all
+    regression targets; `Team.align` hands them on. Texts read apart are matched in all their taps, so the leader is
+    brought those it lacks.
 
     Raises:
         PeerLost: another device is gone.
     """
-    chosen = calibration_samples(model, examples)
-    _bring_to_leader(model, chosen, team)
-    if not team.leads:
+    chosen, targets = calibration_samples(model, data.examples), regression_targets(model, data.examples)
+    if model.task.apart:
+        examples = [data.examples[i] for i in chosen]
+        _bring_to_leader(model, examples, team)
+        if team.leads:
+            model.calibrate([model.reader.read(batch) for batch in _batches(examples)], targets)
         return
-    last = model.side.target
-    taps = []
-    for start in range(0, len(chosen), 64):
-        found = model.reader.read(chosen[start : start + 64])[last]
-        taps.append({last: Taps(found.values if model.task.apart else found.values[-1:].clone(), found.rows)})
-    model.calibrate(taps, regression_targets(model, examples))
+    own = [data.examples[i] for i in chosen if data.owners[i] == team.rank]
+    features = [model.frozen_features(taps).clone() for _, taps in model.reader.read_each(_batches(own))]
+    found = team.at_leader(torch.cat(features) if features else None)
+    if team.leads:
+        model.set_scales(torch.cat(found), targets=targets)
 
 
-def calibration_samples(model: PacModel, examples: Sequence[Example]) -> list[Example]:
-    """The samples that scales are set from."""
+def calibration_samples(model: PacModel, examples: Sequence[Example]) -> list[int]:
+    """Indices of the samples that scales are set from."""
     step = max(len(examples) // (CALIBRATION_PAIRS if model.task.apart else CALIBRATION_SAMPLES), 1)
-    return list(examples[::step])
+    return list(range(0, len(examples), step))
+
+
+def _batches(examples: Sequence[Example]) -> list[Sequence[Example]]:
+    return [examples[i : i + CALIBRATION_BATCH] for i in range(0, len(examples), CALIBRATION_BATCH)]
 
 
 def regression_targets(model: PacModel, examples: Sequence[Example]) -> torch.Tensor | None:

@@ -9,9 +9,11 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pac_core.batches import Dataset
 from pac_core.contracts.backbone import Backbone
 from pac_core.contracts.scheduler import Plan
 from pac_core.errors import RunFailed
@@ -192,7 +194,7 @@ def set_scales(device: Device, examples: Sequence[Example], stop: StopFlag) -> N
     Raises:
         KeyboardInterrupt, PeerLost: as `fill`.
     """
-    chosen = calibration_samples(device.model, examples)
+    chosen = [examples[i] for i in calibration_samples(device.model, examples)]
     parts = _run_backbone(device, chosen, stop, lambda done, total: None, keep=True)
     calibrate_stage(device.pipeline, parts, regression_targets(device.model, examples))
     gather(device)
@@ -205,10 +207,11 @@ def set_scales_from_cache(device: Device, examples: Sequence[Example]) -> None:
     Raises:
         PeerLost: another device is gone.
     """
-    chosen = calibration_samples(device.model, examples)
+    chosen = [examples[i] for i in calibration_samples(device.model, examples)]
     leader = [0] * len(chosen)
     _spread_from(device, device.holding, device.plan, chosen, leader, _lacked_by_owners(device, chosen, leader))
-    calibrate(device.model, examples, device.team)
+    owners = np.zeros(len(examples), np.int64)
+    calibrate(device.model, Dataset(examples, owners, owners, 1), device.team)
     device.team.align(device.model)
 
 

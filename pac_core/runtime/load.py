@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from pac_core.config import RunConfig
 from pac_core.contracts.backbone import Backbone, BackboneInfo, BackboneSource
 from pac_core.data import Sample, infer_task, read_samples
 from pac_core.encoding import Encoder, load_tokenizer
-from pac_core.errors import BadInput
+from pac_core.errors import BadInput, PacError
 from pac_core.examples import Example, Task
 from pac_core.hardware import multiplies_bfloat16
 from pac_core.model import PacModel
@@ -147,6 +148,14 @@ def opener(model: str, info: BackboneInfo, registry: Registry) -> OpenLayers:
         return open_backbone(model, info.dtype, registry, layers, None if layers is None else info.fingerprint)
 
     return open_layers
+
+
+def warm_up(config: RunConfig, registry: Registry) -> None:
+    """Import what opening the model takes, which is seconds, while the leader still reads its data. What is wrong with
+    the model is told later."""
+    if Path(config.model).is_dir():
+        with suppress(PacError):
+            open_backbone(config.model, torch.float32, registry, {})
 
 
 def choose_task(config: RunConfig, samples: Sequence[Sample], backbone: Backbone) -> Task:

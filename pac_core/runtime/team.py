@@ -87,6 +87,10 @@ class Team:
         not used."""
         return plain, tensors
 
+    def at_leader(self, tensor: Tensor | None) -> list[Tensor]:
+        """What every device gives, if anything, by rank, at the leader; nothing elsewhere. Errors as in `held`."""
+        return [] if tensor is None else [tensor]
+
     def bring(self, cache: BoundCache, streams: Streams, data: Dataset, held: Tensor) -> None:
         """Bring to each sample's owner what its cache lacks and another's has; errors as in `held`."""
 
@@ -178,6 +182,16 @@ class Replicas(Team):
         for work in sent:
             work.wait(PATIENCE)
         return plain, tensors
+
+    def at_leader(self, tensor: Tensor | None) -> list[Tensor]:
+        tag = Tag("at-leader", self._handed)
+        self._handed += 1
+        own = {} if tensor is None else {"given": tensor}
+        if not self.leads:
+            self.transport.isend(0, Message(tag, {}, own), timeout=PATIENCE).wait(PATIENCE)
+            return []
+        coming = [self.transport.irecv(rank, tag) for rank in self._others]
+        return [*own.values(), *(t for work in coming for t in work.wait(PATIENCE).tensors.values())]
 
     def bring(self, cache: BoundCache, streams: Streams, data: Dataset, held: Tensor) -> None:
         owners = torch.from_numpy(data.owners)

@@ -200,7 +200,9 @@ def on_one_device(case: Case, *, cached: bool = False) -> Outcome:
     return Outcome(losses, found, _weights(model))
 
 
-def on_a_device(case: Case, transport: Transport, open_cache: OpenCache | None = None) -> Outcome:
+def on_a_device(
+    case: Case, transport: Transport, open_cache: OpenCache | None = None, kind: type[Stage] = Stage
+) -> Outcome:
     """The same on one device of the plan, the first `STEPS` by stages. With ``open_cache`` its taps go to a share of
     the cache; after these steps every device gets the whole model and its own whole entries, and trains data parallel.
     """
@@ -209,7 +211,7 @@ def on_a_device(case: Case, transport: Transport, open_cache: OpenCache | None =
     layers = plan.stages[number].layers
     share = None if open_cache is None else bind_share(open_cache("share"), model, layers)
     mine = cut_model(copy.deepcopy(model), layers)
-    pipeline = Pipeline(plan, Stage(mine, layers, share), transport)
+    pipeline = Pipeline(plan, kind(mine, layers, share), transport)
     optimizer = make_optimizer(mine, OPTIMIZER) if list(mine.parameters()) else None
     losses, found = [], []
     for (rate, max_norm), batch in zip(STEPS, case.batches):

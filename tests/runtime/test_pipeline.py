@@ -4,19 +4,24 @@ Devices are threads; the single device runs the whole batch through the whole mo
 """
 
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from threading import get_ident
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from pac_core.contracts.backbone import ENCODER
 from pac_core.contracts.scheduler import Plan, StagePlan
-from pac_core.contracts.transport import Peer, TransportOptions
+from pac_core.contracts.transport import Peer, Transport, TransportOptions
+from pac_core.runtime.parts import Part
 from pac_core.runtime.routes import routes, share_of
+from pac_core.runtime.stage import Passed, Stage
 from pac_core.testing.stages import KINDS, Case, Outcome, assert_same, cases, on_a_device, on_one_device
 from pac_core.testing.threads import Exchange, in_threads
 from pac_plugins.transports import make_local
@@ -36,6 +41,42 @@ def test_gradients_and_weights_are_those_of_a_single_device(kind: str, data: Any
     found = in_threads(case.plan.size, lambda transport: on_a_device(case, transport), exchange)
     assert exchange.waiting() == []
     assert_same(case, found, on_one_device(case))
+
+
+class CountedStage(Stage):
+    """Counts what has gone forward and not yet backward."""
+
+    counts: ClassVar[dict[int, list[int]]]  # by device's thread, since its beginning
+
+    def forward(self, part: Part) -> tuple[Part, Passed]:
+        self._note(1)
+        return super().forward(part)
+
+    def backward(self, passed: Passed, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        self._note(-1)
+        return super().backward(passed, gradients)
+
+    def _note(self, change: int) -> None:
+        held = self.counts.setdefault(get_ident(), [0])
+        held.append(held[-1] + change)
+
+
+@pytest.mark.parametrize("kind", ["bert", "bart"])
+@given(data=st.data())
+@DRAWN
+def test_no_stage_ever_holds_more_micro_batches_than_its_schedule_says(kind: str, data: Any) -> None:
+    case = data.draw(cases(kind))
+    stages, micro = len(case.plan.stages), case.plan.micro_batches
+
+    class Counted(CountedStage):
+        counts: ClassVar = {}
+
+    def device(transport: Transport) -> tuple[int, int]:
+        on_a_device(case, transport, kind=Counted)
+        return case.plan.place(transport.rank)[0], max(Counted.counts.get(get_ident(), [0]))
+
+    for number, most in in_threads(case.plan.size, device):
+        assert most <= (min(stages - number, micro) if case.plan.schedule == "1f1b" else micro)
 
 
 @pytest.mark.parametrize("kind", KINDS)

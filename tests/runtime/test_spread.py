@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from pac_core.batches import share_out
 from pac_core.cache import ActivationCache, BoundCache
 from pac_core.config import OptimizerConfig
 from pac_core.contracts.adapter import AdapterConfig
@@ -100,7 +101,7 @@ class Device:
 def test_scales_are_those_of_a_single_device(family: str, labels: int) -> None:
     batch, model = texts(family, labels), model_of(family, labels=labels)
     expected = copy.deepcopy(model)
-    calibrate(expected, batch)
+    calibrate(expected, share_out(batch, 1, 0, [1.0]))
     targets = torch.tensor([e.target for e in batch]) if labels == 1 else None
 
     def device(transport: Transport) -> Mapping[str, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pac_core.contracts.adapter import AdapterConfig
 from pac_core.contracts.backbone import DECODER, ENCODER
+from pac_core.contracts.message import Message
 from pac_core.contracts.scheduler import Plan, ScheduleName, StagePlan
 from pac_core.contracts.transport import Transport
 from pac_core.errors import TransportError
@@ -24,11 +25,12 @@ from pac_core.runtime.parts import Part
 from pac_core.runtime.pipeline import Pipeline
 from pac_core.runtime.stage import Passed, Stage, cut_model
 from pac_core.testing.threads import Exchange, in_threads
+from pac_core.wire import pack_message
 
 D, R = 512, 64
 """Widths of backbone and side network."""
 
-LENGTHS = [(17, 9), (20, 12), (11, 3), (16, 10), (14, 8)]
+LENGTHS = [(67, 35), (80, 48), (44, 11), (64, 40), (56, 32)]
 """Tokens of each row's text and, for T5, of its answer."""
 
 PLANS = {
@@ -120,6 +122,14 @@ def test_next_to_nothing_is_sent_but_b_and_a_forward_and_the_gradient_of_a_back(
     for line, size in least.items():
         assert size <= sent[line] <= 1.01 * size, line
     assert all(sent[line] == size for line, size in least.items() if line[0] == "backward")
+    between = [message for _, _, message in exchange.sent if not message.tag.direction.startswith("@")]
+    assert sum(map(on_the_wire, between)) <= 1.01 * sum(least.values())
+
+
+def on_the_wire(message: Message) -> int:
+    """Bytes of all frames of a message, heads included."""
+    pieces = pack_message(message, 1 << 30).pieces(1)
+    return sum(memoryview(frame).nbytes for piece in pieces for frame in piece)
 
 
 def events(plan: Plan) -> list[list[str]]:
