@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from pac_core.runtime import spread
 from pac_core.runtime.fill import calibrate
 from pac_core.runtime.optimizer import make_optimizer, moments, set_moments
 from pac_core.runtime.pipeline import Pipeline
-from pac_core.runtime.scales import calibrate_stage
+from pac_core.runtime.scales import calibrate_stage, features_of
 from pac_core.runtime.spread import Holding, spread_entries, spread_state
 from pac_core.runtime.stage import Stage, bind_share, cut_model, stage_taps
 from pac_core.testing.threads import Exchange, in_threads
@@ -106,7 +107,7 @@ def test_scales_are_those_of_a_single_device(family: str, labels: int) -> None:
 
     def device(transport: Transport) -> Mapping[str, Tensor]:
         own = Device(transport, family, model)
-        parts = own.pipeline.fill(len(batch), own.given(batch))
+        parts = own.pipeline.fill(len(batch), own.given(batch), partial(features_of, own.pipeline.stage.model))
         assert bool(parts) == own.pipeline.stage.is_last
         calibrate_stage(own.pipeline, parts, targets)
         return dict(own.model.named_buffers())

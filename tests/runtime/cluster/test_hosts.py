@@ -19,7 +19,7 @@ from pac_core.testing.hosts import Network, network, reason_against
 
 DATA = Path(__file__).parents[3] / ".." / "shared" / "data" / "clinc150.json"
 WORKERS = ("attic", "cellar", "garage", "kitchen")
-INTENTS = 20
+INTENTS = 12
 ROWS = {"train": 16, "val": 5}
 """Of each intent."""
 
