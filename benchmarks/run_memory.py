@@ -3,7 +3,7 @@
     python benchmarks/run_memory.py [--stages 2 4] [--rows 8] [--tokens 128] [--micro-batches 8] [--json]
 
 A BERT of 12 layers and width 768 with random weights, in stages of as many layers each, one process a device, trains as
-it fills the cache for three batches. What is measured is the largest resident memory from before a device opens its slice
+it fills the cache for three batches. Measured is the largest resident memory from before a device opens its slice
 until epoch 1 is over, above what was resident then; what the same run of a tiny model takes above its own prediction is
 taken off: code that is loaded, buffers, threads. Predicted are the stage (`stage_memory`) and the whole side network.
 """

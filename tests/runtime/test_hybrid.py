@@ -221,11 +221,11 @@ def test_a_prefill_that_was_stopped_keeps_what_it_has(
     one = run(texts(25), **given, output=tmp_path / "one", cache__dir=tmp_path / "cache-1")
     real, calls = hybrid.Pipeline.fill, []
 
-    def third_fails(pipeline: Any, rows: int, batch: Any = ()) -> Any:
+    def third_fails(pipeline: Any, rows: int, *given: Any) -> Any:
         calls.append(rows)
         if len(calls) > 2 * 3:
             raise RuntimeError("the power went")
-        return real(pipeline, rows, batch)
+        return real(pipeline, rows, *given)
 
     monkeypatch.setattr(hybrid.Pipeline, "fill", third_fails)
     with pytest.raises(RuntimeError, match="the power went"):
