@@ -6,10 +6,14 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import signal
+import threading
+import time
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
+from typing import Any
 
 import torch
 
@@ -29,6 +33,9 @@ from pac_core.runtime.watch import RESUME
 
 FAR, NEAR = Link(1e8, 1e-3), Link(1e10, 1e-4)
 """What links between machines, and within one, are taken to be for planning."""
+
+FAREWELL_SECONDS = 1.0
+"""How much later than a device that failed the others end: the launcher names the first that does as the cause."""
 
 OWN_AFFAIR = {"model", "train", "eval", "output", "plan", "cache", "columns", "generation"}
 """Settings in which devices may differ: those of the leader alone, and where files lie."""
@@ -72,6 +79,9 @@ class Spmd:
     """All devices of a launched run, in the shape of `pac_core.runtime.crew.Crew`. Unlike there, every device enters
     it: they are connected from then on, so that whatever one of them meets ends all.
 
+    The launcher sends SIGTERM to all once one has died, often before that is noticed here. So SIGTERM is answered with
+    what is wrong, and one that comes while this process is about to end by itself does not keep it from saying why.
+
     Args:
         config: the run, as `as_launched` gives it.
         launch: this process's place in it.
@@ -89,6 +99,9 @@ class Spmd:
         self.remote = launch.here != launch.size
         self._launch = launch
         self._transport: Transport | None = None
+        self._ending = False
+        self._follows = False
+        self._old: Any = None
         self._cluster = local_cluster(device_names(launch.size), torch.get_num_threads())
 
     @property
@@ -100,11 +113,13 @@ class Spmd:
         factory = self.registry.get("transports", self.config.transport or "")
         terms = {"pac": own_version(), "command": command_digest(self.config)}
         self._transport = factory(TransportOptions(terms=terms, timeout=PATIENCE, silence=SILENCE_SECONDS))
+        if threading.current_thread() is threading.main_thread():
+            self._old = signal.signal(signal.SIGTERM, self._terminate)
         try:
             if self.remote:
                 self._introduce(self._transport)
-        except BaseException:
-            self._transport.close()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
             raise
         return self
 
@@ -112,7 +127,12 @@ class Spmd:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._transport is not None
+        self._ending = True
         self._transport.close()
+        if self._follows:
+            time.sleep(FAREWELL_SECONDS)
+        if self._old is not None:
+            signal.signal(signal.SIGTERM, self._old if error is None else signal.SIG_IGN)
 
     def connect(self) -> Transport:
         """The transport between all devices."""
@@ -121,10 +141,20 @@ class Spmd:
 
     def explain(self, error: TransportError) -> RunFailed:
         """``error`` as the user is to read it: once, at the leader or, if its process died, at the next device."""
+        self._ending = self._follows = True
         died = isinstance(error, PeerLost) and error.rank == 0 and CLOSED not in str(error)
         if self.leads or (died and self._launch.rank == 1):
             return RunFailed(f"{error}; {RESUME}")
         return Followed(str(error))
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        if self._ending:
+            return
+        self._ending = True
+        assert self._transport is not None
+        for rank, reason in self._transport.lost().items():
+            raise PeerLost(rank, reason)
+        raise KeyboardInterrupt
 
     def _introduce(self, transport: Transport) -> None:
         """Tell the leader what this device is; the leader learns it of all."""

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -167,16 +167,3 @@ def home(tmp_path: Path) -> Iterator[Home]:
     for started in made.started:
         started.process.kill()
         started.process.wait()
-
-
-@pytest.fixture
-def gone() -> Callable[[int], bool]:
-    """Whether a process is gone, now or within 5 seconds."""
-
-    def of(process: int) -> bool:
-        until = time.monotonic() + 5
-        while Path(f"/proc/{process}").exists() and time.monotonic() < until:
-            time.sleep(0.05)
-        return not Path(f"/proc/{process}").exists()
-
-    return of
