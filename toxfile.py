@@ -7,11 +7,13 @@ run`, which runs one after another, and not for `tox run-parallel`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from tox.config.loader.memory import MemoryLoader
 from tox.execute import Outcome
 from tox.plugin import impl
 from tox.tox_env.api import ToxEnv
@@ -35,7 +37,8 @@ class SharedInfo(Info):
 
 
 class SharedRunner(VirtualEnvRunner):
-    """A virtual environment that others of the same `env_dir` use as well, made and filled once by a `tox run`."""
+    """A virtual environment whose folder others use as well, made and filled once by a `tox run`: that of ``py311`` or
+    the like, whichever Python tox itself runs on."""
 
     ready: set[Path] = set()  # noqa: RUF012  # of all environments of this process
     tested: set[Path] = set()  # noqa: RUF012
@@ -43,6 +46,12 @@ class SharedRunner(VirtualEnvRunner):
     @staticmethod
     def id() -> str:
         return "shared"
+
+    def register_config(self) -> None:
+        if not self.conf.name.startswith("py"):
+            name = "py{}{}".format(*sys.version_info)
+            self.conf.loaders.insert(0, MemoryLoader(env_dir=self.core.get("work_dir", Path) / name))
+        super().register_config()
 
     @property
     def cache(self) -> Info:

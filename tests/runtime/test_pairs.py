@@ -30,7 +30,7 @@ def test_a_pair_ends_with_the_weights_of_one_device(
         del tree["devices"]
         (tmp_path / "run.yaml").write_text(yaml.safe_dump(tree))
         command = [*TORCHRUN, "pac_core.cli", "finetune", str(tmp_path / "run.yaml")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     else:
         run(texts(25), **pair, devices=2)
