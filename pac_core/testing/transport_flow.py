@@ -14,6 +14,7 @@ import torch
 from pac_core.contracts.message import Message, Tag
 from pac_core.contracts.transport import Transport
 from pac_core.errors import TransportTimeout
+from pac_core.malloc import return_large_blocks
 from pac_core.testing.transport_values import MIB, numbered, peak_bytes, tag
 
 
@@ -48,6 +49,7 @@ class FlowTests:
         count, room = 60, 16 * MIB
 
         def body(t: Transport) -> int:
+            return_large_blocks()  # else what glibc keeps for later varies by far more than what is held
             t.barrier()
             before = peak_bytes()
             if t.rank == 0:
@@ -62,7 +64,7 @@ class FlowTests:
             return grown
 
         for grown in self.run(tmp_path, 2, body, send_ahead_bytes=room):
-            assert grown < room + 96 * MIB, f"memory grew by {grown / MIB:.0f} MiB of the {count * 4} sent"
+            assert grown < room + 64 * MIB, f"memory grew by {grown / MIB:.0f} MiB of the {count * 4} sent"
 
     def test_a_receiver_that_never_asks_is_a_time_out_of_the_sender(self, tmp_path: Path) -> None:
         def body(t: Transport) -> None:
