@@ -50,6 +50,7 @@ def at(phase: type, when: Callable[[Any], bool], act: Callable[[], None]) -> Cal
     ("family", "count", "changes"),
     [
         ("bert", 2, {}),
+        ("bert", 2, {"transport": "zmq"}),
         ("bert", 3, {"cache__store": "memory"}),
         ("bert", 2, {"fill": "train-while-fill", "cache__store": "memory"}),
         ("gpt2", 3, {}),

@@ -16,8 +16,8 @@ _POLL = 0.02  # seconds; asking in a loop, rather than waiting in C++, lets Ctrl
 def fresh_store(store: dist.Store, rank: int, size: int, seconds: float) -> dist.Store:
     """A part of ``store`` that no earlier start of the job has written to; returns once all devices have it.
 
-    torchrun keeps its store when it starts processes anew, with the addresses of those that are gone. So each device asks
-    under a name that nobody had before, which only a device 0 of now answers, with the name of the part.
+    torchrun keeps its store when it starts processes anew, with the addresses of those that are gone. So each device
+    asks under a name that nobody had before, which only a living device 0 answers, with the name of the part.
 
     Raises:
         TransportTimeout: a device did not come.
