@@ -53,7 +53,10 @@ def finetune(
     cache_dtype: Annotated[
         str | None, typer.Option(help="float32 (exact), bfloat16 or int8 (default: bfloat16)")
     ] = None,
-    transport: Annotated[str | None, typer.Option(help="Transport between devices (default: local)")] = None,
+    transport: Annotated[
+        str | None,
+        typer.Option(help="Transport between devices: local, zmq, torch under torchrun, ... (default: local)"),
+    ] = None,
     devices: Annotated[
         str | None, typer.Option(help="Processes of this machine that train, or a cluster file (default: 1)")
     ] = None,
