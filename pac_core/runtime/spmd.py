@@ -142,9 +142,11 @@ class Spmd:
     def explain(self, error: TransportError) -> RunFailed:
         """``error`` as the user is to read it: once, at the leader or, if its process died, at the next device."""
         self._ending = self._follows = True
-        died = isinstance(error, PeerLost) and error.rank == 0 and CLOSED not in str(error)
-        if self.leads or (died and self._launch.rank == 1):
-            return RunFailed(f"{error}; {RESUME}")
+        lost = {} if self._transport is None else self._transport.lost()
+        died = {rank: PeerLost(rank, reason) for rank, reason in lost.items() if reason != CLOSED}
+        if self.leads or (0 in died and self._launch.rank == 1):
+            cause = next(iter(died.values()), error)  # those that closed have done so because of it
+            return RunFailed(f"{cause}; {RESUME}")
         return Followed(str(error))
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:
