@@ -190,16 +190,3 @@ def homes() -> Iterator[Callable[..., Home]]:
 def home(homes: Any, tmp_path: Path) -> Home:
     made: Home = homes(tmp_path)
     return made
-
-
-@pytest.fixture
-def gone() -> Callable[[int], bool]:
-    """Whether a process is gone, now or within 5 seconds."""
-
-    def of(process: int) -> bool:
-        until = time.monotonic() + 5
-        while Path(f"/proc/{process}").exists() and time.monotonic() < until:
-            time.sleep(0.05)
-        return not Path(f"/proc/{process}").exists()
-
-    return of
