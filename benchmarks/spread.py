@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import subprocess
 import tempfile
 import time
 from dataclasses import replace
@@ -42,36 +41,14 @@ from pac_core.runtime.spreading import Spreading
 from pac_core.runtime.stage import bind_share, stage_taps
 from pac_core.runtime.team import Replicas
 from pac_core.runtime.train import Trainer, train_epoch
+from pac_core.testing.hosts import Host, network
 from pac_plugins.transports import make_zmq, new_keys
 
-SPACES = ("pac-bench-0", "pac-bench-1")
 PLAN = Plan((StagePlan({ENCODER: (0, 3)}, ("a",), (1,)), StagePlan({ENCODER: (3, 6)}, ("b",), (1,))), 1)
 WAYS = ("before", "meanwhile")
 CLASSES = 150
 
 _spawn = multiprocessing.get_context("spawn")
-
-
-def run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True)
-
-
-def connect_spaces(mbit: int) -> None:
-    """Two namespaces with a link of ``mbit`` Mbit/s in each direction."""
-    for space in SPACES:
-        run("ip", "netns", "add", space)
-    run("ip", "link", "add", "pacb0", "netns", SPACES[0], "type", "veth", "peer", "name", "pacb1", "netns", SPACES[1])
-    for i, space in enumerate(SPACES):
-        run("ip", "-n", space, "addr", "add", f"10.97.0.{i + 1}/24", "dev", f"pacb{i}")
-        run("ip", "-n", space, "link", "set", f"pacb{i}", "up")
-        run("ip", "-n", space, "link", "set", "lo", "up")
-        shape = ["root", "tbf", "rate", f"{mbit}mbit", "burst", "256kb", "latency", "50ms"]
-        run("ip", "netns", "exec", space, "tc", "qdisc", "add", "dev", f"pacb{i}", *shape)
-
-
-def remove_spaces() -> None:
-    for space in SPACES:
-        subprocess.run(["ip", "netns", "del", space], capture_output=True)
 
 
 def texts(samples: int, tokens: int) -> list[Example]:
@@ -83,7 +60,7 @@ def texts(samples: int, tokens: int) -> list[Example]:
     return found
 
 
-def device(rank: int, way: str, folder: Path, keys: list[str], samples: int, tokens: int) -> float:
+def device(rank: int, way: str, folder: Path, peers: list[Peer], samples: int, tokens: int) -> float:
     """Seconds from filled shares to the end of the first cached epoch."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -103,7 +80,6 @@ def device(rank: int, way: str, folder: Path, keys: list[str], samples: int, tok
         share.put(share.keys(example.segments), [torch.randn(taps, len(example), 384)])
     holding = Holding(share, model.reader.cache, [stage_taps(model.side, stage.layers) for stage in PLAN.stages])
     model.release_backbone()
-    peers = [Peer(f"tcp://10.97.0.{i + 1}:5599", key) for i, key in enumerate(keys)]
     with make_zmq(TransportOptions(rank, peers, keys=folder / str(rank), timeout=120.0)) as transport:
         transport.barrier()
         began = time.perf_counter()
@@ -146,14 +122,9 @@ def epoch(model: Any, examples: list[Example], transport: Any, holding: Holding,
     assert spreading.finish() == []
 
 
-def in_space(rank: int, results: Any, work: Any) -> None:
-    """Run ``work`` in this process, moved into its namespace."""
-    import ctypes
-    import os
-
-    space = os.open(f"/run/netns/{SPACES[rank]}", os.O_RDONLY)
-    if ctypes.CDLL(None, use_errno=True).setns(space, 0x40000000) != 0:
-        raise OSError(ctypes.get_errno(), "setns")
+def on_host(host: Host, rank: int, results: Any, work: Any) -> None:
+    """Run ``work`` in this process, which uses the network of ``host`` from now on."""
+    host.enter()
     results.put(work(rank))
 
 
@@ -165,19 +136,20 @@ def measure(way: str, mbit: int, samples: int, tokens: int) -> float:
         for made in folders:
             for rank, key in enumerate(keys):
                 made.allow(key, f"device{rank}", "home")
-        connect_spaces(mbit)
-        try:
+        with network(2) as made:
+            made.shape(mbit)
             results = _spawn.Queue()
-            work = partial(device, way=way, folder=folder, keys=keys, samples=samples, tokens=tokens)
-            processes = [_spawn.Process(target=in_space, args=(rank, results, work)) for rank in range(2)]
+            peers = [Peer(f"tcp://{host.address}:5599", key) for host, key in zip(made.hosts, keys)]
+            work = partial(device, way=way, folder=folder, peers=peers, samples=samples, tokens=tokens)
+            processes = [
+                _spawn.Process(target=on_host, args=(host, rank, results, work)) for rank, host in enumerate(made.hosts)
+            ]
             for process in processes:
                 process.start()
             seconds = [results.get(timeout=300) for _ in processes]
             for process in processes:
                 process.join()
             return max(seconds)
-        finally:
-            remove_spaces()
 
 
 def main() -> None:

@@ -149,6 +149,11 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(found))
         return
+    show(found)
+
+
+def show(found: list[dict[str, Any]]) -> None:
+    """Print a table."""
     print(f"{'stages':>6} {'stage':>5} {'peak':>9} {'predicted':>9} {'ratio':>6}   parts of the prediction, in MB")
     for row in found:
         parts = " ".join(f"{name} {size / 1e6:.0f}" for name, size in row["parts"].items())

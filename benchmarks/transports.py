@@ -11,18 +11,14 @@ transport without keys, ``zmq`` as it is used. Sender and receiver are two proce
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import json
 import multiprocessing
-import os
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -31,6 +27,7 @@ import torch
 from pac_core.contracts.message import Message, Tag
 from pac_core.contracts.transport import Peer, Transport, TransportOptions
 from pac_core.keys import KeyFolder
+from pac_core.testing.hosts import Host, network, reason_against
 from pac_plugins.transports import make_local, make_zmq, new_keys
 from pac_plugins.transports.framed import FramedTransport
 from pac_plugins.transports.greeting import Identity
@@ -40,8 +37,6 @@ MESSAGE = 4 << 20
 AHEAD = 8
 ROUNDS = 2000
 SHAPED_SECONDS = 4
-ADDRESSES = ("10.77.0.1", "10.77.0.2")
-CLONE_NEWNET = 0x40000000
 
 _fork = multiprocessing.get_context("fork")
 
@@ -56,38 +51,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-@contextlib.contextmanager
-def shaped(mbits: int) -> Iterator[list[str]]:
-    """Names of two network namespaces with a link of this rate between them, at `ADDRESSES`."""
-    names = [f"pac-{os.getpid()}-{rank}" for rank in range(2)]
-    ends = [f"pac{os.getpid()}{rank}" for rank in "ab"]
-    try:
-        for name in names:
-            system("ip", "netns", "add", name)
-        system("ip", "link", "add", ends[0], "netns", names[0], "type", "veth", "peer", ends[1], "netns", names[1])
-        for name, end, address in zip(names, ends, ADDRESSES):
-            inside = ("ip", "netns", "exec", name)
-            system(*inside, "ip", "address", "add", f"{address}/24", "dev", end)
-            system(*inside, "ip", "link", "set", end, "up")
-            shape = ("tbf", "rate", f"{mbits}mbit", "burst", "256kb", "latency", "50ms")
-            system(*inside, "tc", "qdisc", "add", "dev", end, "root", *shape)
-        yield names
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "delete", name], stderr=subprocess.DEVNULL, check=False)
-
-
-def system(*command: str) -> None:
-    subprocess.run(command, check=True)
-
-
-def enter(namespace: str) -> None:
-    """Let this process use the network of a namespace only."""
-    with open(f"/run/netns/{namespace}") as file:
-        if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), f"cannot enter network namespace {namespace}")
 
 
 def bare(rank: int, host: str, port: int, count: int) -> tuple[float, float]:
@@ -160,13 +123,13 @@ def talk(transport: Transport, count: int) -> tuple[float, float]:
         return rate, trip
 
 
-def measure(work: Callable[[int], tuple[float, float]], namespaces: Sequence[str] = ()) -> tuple[float, float]:
-    """Run ``work`` for ranks 0 and 1, each in a process, in these namespaces if there are any; what rank 0 returned."""
+def measure(work: Callable[[int], tuple[float, float]], hosts: Sequence[Host] = ()) -> tuple[float, float]:
+    """Run ``work`` for ranks 0 and 1, each in a process, on these hosts if there are any; what rank 0 returned."""
 
     def child(rank: int, pipe: Connection) -> None:
         torch.set_num_threads(1)
-        if namespaces:
-            enter(namespaces[rank])
+        if hosts:
+            hosts[rank].enter()
         pipe.send(work(rank))
 
     pipes = [_fork.Pipe(duplex=False) for _ in range(2)]
@@ -195,12 +158,12 @@ class Devices:
         make: Callable[[TransportOptions], Transport],
         addresses: Sequence[str],
         count: int,
-        namespaces: Sequence[str] = (),
+        hosts: Sequence[Host] = (),
     ) -> tuple[float, float]:
         """As `talk`, over the transports that ``make`` makes."""
         peers = [Peer(address, key) for address, key in zip(addresses, self.keys)]
         options = [TransportOptions(rank=r, peers=peers, keys=self.folders[r].path, timeout=300) for r in range(2)]
-        return measure(lambda rank: talk(make(options[rank]), count), namespaces)
+        return measure(lambda rank: talk(make(options[rank]), count), hosts)
 
 
 def loopback(devices: Devices, count: int) -> dict[str, tuple[float, float]]:
@@ -222,10 +185,12 @@ def loopback(devices: Devices, count: int) -> dict[str, tuple[float, float]]:
 def over_link(devices: Devices, mbits: int) -> dict[str, tuple[float, float]]:
     """A socket and the zmq transport over a shaped link."""
     count = max(AHEAD, SHAPED_SECONDS * mbits * 125_000 // MESSAGE)
-    with shaped(mbits) as namespaces:
+    with network(2) as made:
+        made.shape(mbits)
+        addresses = [f"tcp://{host.address}:7778" for host in made.hosts]
         return {
-            "bare socket": measure(lambda rank: bare(rank, ADDRESSES[0], 7777, count), namespaces),
-            "zmq": devices.through(make_zmq, [f"tcp://{host}:7778" for host in ADDRESSES], count, namespaces),
+            "bare socket": measure(lambda rank: bare(rank, made.hosts[0].address, 7777, count), made.hosts),
+            "zmq": devices.through(make_zmq, addresses, count, made.hosts),
         }
 
 
@@ -236,9 +201,10 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
     arguments = parser.parse_args()
-    rates = arguments.mbits if os.geteuid() == 0 else []
-    if len(rates) < len(arguments.mbits):
-        print("no shaped links: making network namespaces takes root", file=sys.stderr)
+    reason = reason_against() if arguments.mbits else None
+    rates = arguments.mbits if reason is None else []
+    if reason is not None:
+        print(f"no shaped links: {reason}", file=sys.stderr)
     turns: list[dict[str, dict[str, tuple[float, float]]]] = []
     with tempfile.TemporaryDirectory() as folder:
         devices = Devices(Path(folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import re
 import socket
@@ -74,10 +75,17 @@ def free_port(host: str) -> int:
     Raises:
         BadInput: it is no address of this machine.
     """
+    return free_ports(host, 1)[0]
+
+
+def free_ports(host: str, count: int) -> list[int]:
+    """So many different ones of `free_port`."""
     try:
         family, kind, _, _, place = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.bind(place)
-            return int(probe.getsockname()[1])
+        with contextlib.ExitStack() as open_probes:
+            probes = [open_probes.enter_context(socket.socket(family, kind)) for _ in range(count)]
+            for probe in probes:
+                probe.bind(place)
+            return [int(probe.getsockname()[1]) for probe in probes]
     except OSError as error:
         raise BadInput(f"cannot listen at '{host}': {error.strerror or error}") from error

@@ -104,9 +104,10 @@ class RunConfig(Part):
     resume: bool = False
     """Go on from the checkpoint in `output`."""
     transport: str | None = None
-    """Transport between devices; local if left out."""
+    """Transport between devices; local if left out. torch is for processes that torchrun starts."""
     devices: str = "1"
-    """Number of processes on this machine that train together, or a cluster file (.yaml) that names the machines."""
+    """Number of processes on this machine that train together, or a cluster file (.yaml) that names the machines;
+    left out under torchrun, which has started them."""
     scheduler: str | None = None
     """What plans stages and device groups: single, data-parallel, pipeline, ...; if left out every device has the whole
     model."""

@@ -28,12 +28,12 @@ def load_tokenizer(path_or_id: str | Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    folder = Path(path_or_id)
+    folder = Path(path_or_id).expanduser()
     # From a folder with config.json alone, AutoTokenizer makes a tokenizer without a vocabulary and says nothing.
     if folder.is_dir() and not any(next(folder.glob(name), None) for name in _TOKENIZER_FILES):
         raise BadInput(f"{folder} holds no tokenizer (tokenizer.json or the like); copy the files beside config.json")
     try:
-        return AutoTokenizer.from_pretrained(str(path_or_id))
+        return AutoTokenizer.from_pretrained(str(folder if folder.is_dir() else path_or_id))
     except Exception as error:  # OSError, ValueError, ImportError, and what the parsers of each format raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BadInput(

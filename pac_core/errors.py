@@ -17,6 +17,11 @@ class RunFailed(PacError):
     """A run that had started could not go on; what it wrote before is whole."""
 
 
+class Followed(RunFailed):
+    """A run that another device leads has ended there, and this one has nothing to add: the command line says nothing
+    of it."""
+
+
 class StoreFull(RunFailed):
     """A store has no room left: its byte budget or the disk is used up. Entries already written stay readable."""
 

@@ -38,7 +38,7 @@ from pac_core.runtime.evaluate import Evaluation, evaluate, generated_metrics
 from pac_core.runtime.fill import Filled, calibrate, planned_fill, prefill, release
 from pac_core.runtime.interrupt import StopFlag
 from pac_core.runtime.job import Assigned, hand_out, take
-from pac_core.runtime.load import Loaded, Source, load, open_backbone
+from pac_core.runtime.load import Loaded, Source, load
 from pac_core.runtime.monitor import Monitor, Reading, places
 from pac_core.runtime.optimizer import make_optimizer, moments, set_moments
 from pac_core.runtime.planned import run_plan
@@ -53,6 +53,7 @@ from pac_core.runtime.report import (
     single_plan,
     write_report,
 )
+from pac_core.runtime.spmd import as_launched
 from pac_core.runtime.staged import Stages
 from pac_core.runtime.team import ALONE, Replicas, Team
 from pac_core.runtime.train import Trainer, train_epoch
@@ -62,7 +63,8 @@ log = logging.getLogger("pac")
 
 @dataclass(frozen=True, eq=False)
 class RunResult:
-    """What a run left behind: its folder, the content of ``metrics.json``, and the trained model."""
+    """What a run left behind: its folder, the content of ``metrics.json`` (empty at a device that another one leads),
+    and the trained model."""
 
     output: Path
     metrics: dict[str, Any]
@@ -94,21 +96,26 @@ class FineTuner:
         self._phase = "load"
 
     def run(self) -> RunResult:
-        """Load, plan, fill, train, evaluate, save.
+        """Load, plan, fill, train, evaluate, save. Under torchrun this is one device of several, of which the first
+        leads.
 
         Raises:
             BadInput: something given cannot be used; nothing was trained.
             RunFailed: the run could not go on (disk full, ...); the cache and the last checkpoint are whole.
             KeyboardInterrupt: stopped; ``resume`` goes on from the checkpoint.
         """
+        self.config = as_launched(self.config, self.registry)
         crew = crew_for(self.config, self.registry)
-        check_writable(self.config.output)
+        if crew is None or crew.leads:
+            check_writable(self.config.output)
         if crew is None:
             self._begin()
             loaded = load(self.config, self.registry)
             return self._run(loaded, run_plan(self.config, loaded, self.registry, processes_here(1)))
         with crew:
             try:
+                if not crew.leads:
+                    return self.take_part(crew.connect())
                 return self.lead(crew.connect, crew.devices, remote=crew.remote)
             except TransportError as error:
                 raise crew.explain(error) from error
@@ -130,10 +137,10 @@ class FineTuner:
         self._names = [device.name for device in devices.devices]
         planned = run_plan(self.config, loaded, self.registry, devices)
         self.team = Replicas(connect())
-        hand_out(self.team.transport, loaded, planned, self._names[1:] if remote else None)
+        hand_out(self.team.transport, loaded, planned, devices.devices if remote else None)
         return self._run(loaded, planned)
 
-    def take_part(self, transport: Transport) -> None:
+    def take_part(self, transport: Transport) -> RunResult:
         """Be a device of a run that another one leads.
 
         Raises:
@@ -142,7 +149,7 @@ class FineTuner:
         """
         self._begin()
         self.team = Replicas(transport)
-        self._run(*take(transport, self.config, self.registry))
+        return self._run(*take(transport, self.config, self.registry))
 
     def _begin(self) -> None:
         self._recorder.begin()
@@ -157,13 +164,13 @@ class FineTuner:
             plan = {**planned.to_json(), **beside_plan(model)}
         train, held_out = (team.share_out(data, config.batch_size, config.seed) for data in (loaded.train, loaded.eval))
         work = Assigned(loaded, train, held_out)
-        model.reader.reopen = partial(open_backbone, model.model_name, model.info.dtype, self.registry)
+        model.reader.reopen = partial(loaded.open_layers, None)
         try:
             if team.leads:
                 self._check_resumable(loaded)
             self._tell(RunStarted(config.plain(), model.trainable(), loaded.source.truncated if loaded.source else 0))
             if planned is not None and isinstance(team, Replicas):
-                self.stages = Stages(config, work, planned, team, self.registry)
+                self.stages = Stages(config, work, planned, team)
             with StopFlag() as stop, self._monitor(plan):
                 filled = self._fill(work, stop)
                 progress = self._train(work, filled, stop)

@@ -67,9 +67,10 @@ def pac_register_transports(register: Register) -> None:
     """Offer transports between devices. ``factory(options: TransportOptions) -> Transport``.
 
     A factory of a transport whose devices know each other by keys also has ``new_keys() -> KeyPair``, which ``pac keys
-    new`` calls; one whose devices people start by hand has ``host_meeting`` and ``join_meeting``, both ``(options:
-    MeetingOptions) -> Meeting``. See `pac_core.contracts.transport.Transport`, `pac_core.contracts.meeting.Meeting` and
-    `pac_core.keys.KeyPair`.
+    new`` calls; such a transport has addresses ``tcp://HOST:PORT``. One whose devices people start by hand has
+    ``host_meeting`` and ``join_meeting``, both ``(options: MeetingOptions) -> Meeting``; one whose processes torchrun
+    starts has ``launcher``, the text of a command that does so. See `pac_core.contracts.transport.Transport`,
+    `pac_core.contracts.meeting.Meeting` and `pac_core.keys.KeyPair`.
     """
 
 

@@ -10,7 +10,6 @@ import os
 import shutil
 import sys
 import threading
-from pathlib import Path
 
 import torch
 
@@ -61,7 +60,7 @@ def _end_with_leader(post: Post) -> None:
     """End this process, wherever it is, once nobody holds the other end of its standard input."""
     while os.read(0, 1024):
         pass
-    shutil.rmtree(Path(post.addresses[0]).parent, ignore_errors=True)
+    shutil.rmtree(post.folder, ignore_errors=True)
     os._exit(1)
 
 

@@ -70,7 +70,9 @@ def explain(error: ValidationError, model: type[BaseModel], source: str, lines: 
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else f"; keys here: {', '.join(known)}"
         return f"{where}'{path}' is not a key of the configuration{hint}"
-    return f"{where}{path} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    told = first["msg"].removeprefix("Value error, ")
+    told = told[0].lower() + told[1:]
+    return f"{where}{path} = {first['input']!r}: {told}" if path else f"{source}: {told}".removeprefix(": ")
 
 
 def _lines(node: yaml.Node | None, above: str = "") -> dict[str, int]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from pac_core.errors import PacError
+from pac_core.errors import Followed, PacError
 
 COMMANDS = (
     "demo",
@@ -63,6 +63,8 @@ def run(arguments: list[str]) -> int:
     try:
         code = int(build()(arguments, standalone_mode=False, prog_name="pac") or 0)
         print(end="", flush=True)
+    except Followed as error:
+        return error.exit_code
     except PacError as error:
         return _failed(str(error), error.exit_code)
     except _UsageError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +14,7 @@ from rich.table import Table
 from pac_core.cli.app import emit, say
 from pac_core.cli.options import AsJson, NoPlugin
 from pac_core.cli.progress import RunView
+from pac_core.launch import leads_here
 from pac_core.registry import Registry
 
 if TYPE_CHECKING:
@@ -50,7 +53,10 @@ def finetune(
     cache_dtype: Annotated[
         str | None, typer.Option(help="float32 (exact), bfloat16 or int8 (default: bfloat16)")
     ] = None,
-    transport: Annotated[str | None, typer.Option(help="Transport between devices (default: local)")] = None,
+    transport: Annotated[
+        str | None,
+        typer.Option(help="Transport between devices: local, zmq, torch under torchrun, ... (default: local)"),
+    ] = None,
     devices: Annotated[
         str | None, typer.Option(help="Processes of this machine that train, or a cluster file (default: 1)")
     ] = None,
@@ -88,12 +94,16 @@ def finetune(
         "resume": resume or None,
     }
     given = {key: value for key, value in flags.items() if value is not None}
-    with RunView() as view:
+    leads = leads_here()
+    with RunView(None if leads else silence()) as view:
         try:
             result = _run(config, settings or [], given, Registry(blocked=no_plugin or ()), view)
         except KeyboardInterrupt:
-            say("stopped; the same command with --resume goes on from here")
+            if leads:
+                say("stopped; the same command with --resume goes on from here")
             raise
+    if not leads:
+        return
     if as_json:
         emit(result.metrics)
         return
@@ -111,6 +121,13 @@ def _run(
     overrides = dict(parse_setting(text) for text in settings) | flags
     run = RunConfig.build({}, overrides) if config is None else RunConfig.load(config, overrides)
     return FineTuner(run, registry=registry, observers=[view]).run()
+
+
+def silence() -> Console:
+    """A console that shows nothing, for a device that another one leads; of what is logged only errors are left."""
+    logging.getLogger("pac").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    return Console(quiet=True, force_terminal=False)
 
 
 def result_table(metrics: dict[str, Any]) -> Table:

@@ -50,6 +50,8 @@ def allow(
 ) -> None:
     """Let another device take part in a cluster."""
     folder = KeyFolder(keys or default_folder())
+    if key.endswith(".pub") and not Path(key).is_file():
+        raise BadInput(f"{key}: no such file; it is made by 'pac keys new' at the other device")
     public, called = read_public(Path(key)) if Path(key).is_file() else (key, "")
     if not (name or called):
         raise BadInput("a key that comes without a file needs a name: --name NAME")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pac_core.addresses import interface_address, interfaces
+from pac_core.addresses import free_port, interface_address, interfaces, own_address, split_address
 from pac_core.cli.app import say
 from pac_core.cli.keys import Keys
 from pac_core.cli.options import NoPlugin
@@ -53,6 +53,8 @@ def worker(
     if join is None:
         raise BadInput(f"transport '{transport}' is not for workers that people start; choose zmq")
     folder, host = keys or default_folder(), interface_address(listen) if listen in interfaces() else listen
+    if host:
+        free_port(split_address(host)[0] if host.startswith("tcp://") else host)  # or say that there is none
     options = WorkerOptions(
         keys=folder.absolute(),
         cluster=cluster,
@@ -68,6 +70,8 @@ def worker(
     try:
         facts = facts_of_process(called, options.disk, options.threads)
         say(f"worker '{called}': {options.threads} threads, {facts.gflops:.0f} GFLOP/s")
+        for address in leader or ():
+            say_if_unreachable(address)
         with Worker(meeting, facts, options, say) as at_work:
             at_work.run()
     except KeyboardInterrupt:
@@ -75,6 +79,14 @@ def worker(
         raise
     finally:
         meeting.close(0.0)
+
+
+def say_if_unreachable(address: str) -> None:
+    """Tell of a leader's host that is not known or has no way to it, which may change while the worker waits."""
+    try:
+        own_address(address)
+    except BadInput as error:
+        say(f"{error}; it is tried again until there is one")
 
 
 def add(app: typer.Typer) -> None:

@@ -12,6 +12,9 @@ import torch
 from pac_core.contracts import ring
 from pac_core.contracts.message import Message, Tag, Work
 
+CLOSED = "it closed its transport"
+"""Why a peer is lost that ended by itself, whatever made it do so."""
+
 
 @dataclass(frozen=True)
 class Peer:

@@ -50,6 +50,14 @@ class StageMemory:
         return self.weights + self.side + self.in_flight + self.working + self.messages
 
 
+def replica_bytes(info: BackboneInfo, adapter: AdapterConfig, plan: Plan) -> int:
+    """Bytes of the whole side network, which each device of a run holds beside its slice for the epochs to come. They
+    are weights alone: gradients and moments come when the stage has gone."""
+    chain = [stream for stream in info.streams if any(stream.name in stage.layers for stage in plan.stages)]
+    taps = sum(_taps(adapter, stream, 0, stream.layers) for stream in chain)
+    return taps * side_numbers(info, adapter, chain[-1]) * SINGLE
+
+
 def stage_memory(
     info: BackboneInfo, adapter: AdapterConfig, plan: Plan, rank: int, tokens: int, *, head: bool = False
 ) -> StageMemory:

@@ -19,10 +19,12 @@ from pac_core.contracts.transport import Transport
 from pac_core.control import End, Job, PeerAddress, readable
 from pac_core.errors import BadInput, RunFailed, TransportError
 from pac_core.facts import DeviceFacts, facts_here
+from pac_core.launch import Launch
 from pac_core.registry import Registry
 from pac_core.runtime.assignment import Assignment, connect
 from pac_core.runtime.crew import Crew, device_count
 from pac_core.runtime.gathering import Gathering
+from pac_core.runtime.spmd import Spmd, launcher_of
 from pac_core.runtime.watch import RESUME, Watch
 
 log = logging.getLogger("pac")
@@ -40,12 +42,19 @@ EXPLAIN_SECONDS = 4.0
 """How long to wait for the reason of a failure: a process that has closed its transport takes a while to end."""
 
 
-def crew_for(config: RunConfig, registry: Registry) -> Crew | ClusterCrew | None:
+def crew_for(config: RunConfig, registry: Registry) -> Crew | ClusterCrew | Spmd | None:
     """The other devices of a run, to be entered; None if there are none.
+
+    Args:
+        config: the run, as `pac_core.runtime.spmd.as_launched` gives it.
+        registry: the plugins.
 
     Raises:
         BadInput: the configuration asks for what cannot be.
     """
+    launch = Launch.found()
+    if launch is not None and launcher_of(config.transport, registry) is not None:
+        return Spmd(config, launch, registry)
     if not is_cluster(config.devices):
         count = device_count(config)
         return Crew(config, count, registry) if count > 1 else None
@@ -66,6 +75,9 @@ class ClusterCrew:
     Attributes:
         facts: of the workers, by name, in the order of their ranks from 1; once entered.
     """
+
+    leads = True
+    """Whether this process leads the others."""
 
     remote = True
     """Whether the devices are other machines."""
@@ -101,7 +113,7 @@ class ClusterCrew:
             gathering.check()
             offers = gathering.call(self._job)
             facts = gathering.facts()
-            self.facts = {name: facts[name] for name in offers}
+            self.facts = {name: facts[name] for name in gathering.workers}
             self._start(gathering, offers)
         except BaseException:
             for name in gathering.workers:

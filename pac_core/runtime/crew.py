@@ -11,19 +11,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 
+from pac_core.addresses import free_ports, join_address
 from pac_core.config import RunConfig
 from pac_core.contracts.cluster import Cluster
 from pac_core.contracts.transport import Peer, Transport, TransportOptions
 from pac_core.errors import BadInput, PeerLost, RunFailed, TransportError
+from pac_core.keys import KeyFolder, KeyPair
 from pac_core.planning.make import device_names, local_cluster
 from pac_core.registry import Registry
 from pac_core.runtime.job import PATIENCE
@@ -38,6 +41,8 @@ END_SECONDS = 300.0
 
 SILENCE_SECONDS = 600.0
 
+LOOPBACK = "127.0.0.1"
+
 
 @dataclass(frozen=True)
 class Post:
@@ -46,14 +51,16 @@ class Post:
     Attributes:
         config: `RunConfig.plain`.
         rank: number of the device that it is.
-        addresses: of all devices, by rank, in a folder of their own.
+        folder: of the run, for what passes between its processes.
+        peers: address and public key of every device, by rank.
         threads: for computing.
         blocked: plugins to leave out.
     """
 
     config: Mapping[str, Any]
     rank: int
-    addresses: tuple[str, ...]
+    folder: str
+    peers: Sequence[Sequence[str]]
     threads: int
     blocked: tuple[str, ...] = ()
 
@@ -100,11 +107,38 @@ def connect(post: Post, transport: str | None, registry: Registry) -> Transport:
     Raises:
         UnknownPlugin, Refused, TransportTimeout: as the transport contract says.
     """
-    peers = [Peer(address) for address in post.addresses]
-    factory = registry.get("transports", transport or "local")
-    terms = {"pac": metadata.version("pac-core")}
-    made: Transport = factory(TransportOptions(post.rank, peers, terms, timeout=PATIENCE, silence=SILENCE_SECONDS))
+    options = TransportOptions(
+        rank=post.rank,
+        peers=[Peer(address, key) for address, key in post.peers],
+        terms={"pac": metadata.version("pac-core")},
+        keys=key_folder(Path(post.folder), post.rank),
+        timeout=PATIENCE,
+        silence=SILENCE_SECONDS,
+    )
+    made: Transport = registry.get("transports", transport or "local")(options)
     return made
+
+
+def make_peers(folder: Path, count: int, new_keys: Callable[[], KeyPair] | None) -> list[tuple[str, str]]:
+    """Address and public key of ``count`` processes of this machine: socket files in ``folder`` without keys or, for a
+    transport that goes by keys, free ports of the loopback interface, with fresh keys for each process in ``folder``.
+
+    Raises:
+        BadInput: keys cannot be made.
+    """
+    if new_keys is None:
+        return [(str(folder / str(rank)), "") for rank in range(count)]
+    folders = [KeyFolder(key_folder(folder, rank)) for rank in range(count)]
+    keys = [own.make(f"device{rank}", new_keys) for rank, own in enumerate(folders)]
+    for own, (rank, key) in product(folders, enumerate(keys)):
+        own.allow(key, f"device{rank}", TransportOptions.cluster)
+    addresses = [join_address(LOOPBACK, port) for port in free_ports(LOOPBACK, count)]
+    return list(zip(addresses, keys))
+
+
+def key_folder(folder: Path, rank: int) -> Path:
+    """Where the keys of a process are."""
+    return folder / f"keys{rank}"
 
 
 class Crew:
@@ -115,17 +149,18 @@ class Crew:
     once this process is gone, whose end closes its standard input.
     """
 
+    leads = True
+    """Whether this process leads the others."""
+
     remote = False
     """Whether the devices are other machines."""
 
     def __init__(self, config: RunConfig, count: int, registry: Registry) -> None:
         self.config = config
         self.registry = registry
-        self.folder = Path(tempfile.mkdtemp(prefix="pac-"))
-        addresses = tuple(str(self.folder / str(rank)) for rank in range(count))
-        blocked = tuple(sorted(registry.blocked))
-        threads = threads_each(count)
-        self._posts = [Post(config.plain(), rank, addresses, threads, blocked) for rank in range(count)]
+        self.count = count
+        self.folder = Path()
+        self._posts: list[Post] = []
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._transport: Transport | None = None
         self._threads = torch.get_num_threads()
@@ -133,11 +168,14 @@ class Crew:
     @property
     def devices(self) -> Cluster:
         """All devices by rank, this one too."""
-        return processes_here(len(self._posts))
+        return processes_here(self.count)
 
     def __enter__(self) -> Crew:
-        torch.set_num_threads(self._posts[0].threads)
+        new_keys = getattr(self.registry.get("transports", self.config.transport or "local"), "new_keys", None)
+        self.folder = Path(tempfile.mkdtemp(prefix="pac-"))  # for this user alone
+        torch.set_num_threads(threads_each(self.count))
         try:
+            self._posts = self._make_posts(make_peers(self.folder, self.count, new_keys))
             for post in self._posts[1:]:
                 self._processes[post.rank] = self._start(post)
         except BaseException:
@@ -175,6 +213,11 @@ class Crew:
             why = f"it was ended by {signal.Signals(-code).name}" if code < 0 else self._last_words(rank)
             text = f"lost device {rank}: {why or f'it ended with status {code}'}"
         return RunFailed(f"{text}; what was written is whole, and the same command with --resume goes on from there")
+
+    def _make_posts(self, peers: Sequence[Sequence[str]]) -> list[Post]:
+        config, blocked = self.config.plain(), tuple(sorted(self.registry.blocked))
+        folder, threads = str(self.folder), threads_each(self.count)
+        return [Post(config, rank, folder, peers, threads, blocked) for rank in range(self.count)]
 
     def _start(self, post: Post) -> subprocess.Popen[bytes]:
         threads = str(post.threads)

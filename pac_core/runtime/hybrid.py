@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,15 +28,16 @@ from pac_core.runtime.optimizer import moments, set_moments
 from pac_core.runtime.parts import Part
 from pac_core.runtime.passes import own_rows, widened
 from pac_core.runtime.pipeline import Pipeline
-from pac_core.runtime.scales import calibrate_stage
+from pac_core.runtime.scales import calibrate_stage, features_of
 from pac_core.runtime.spread import Holding, spread_entries, spread_state
 from pac_core.runtime.spreading import Arrived, Spreading
-from pac_core.runtime.stage import Slices, Stage, bind_share, chain, cut_model, stage_taps
+from pac_core.runtime.stage import Slices, Stage, bind_share, chain, cut_model, head_slice, stage_taps
 from pac_core.runtime.team import Replicas
 from pac_core.taps import TapReader, of_stream
 
-PASS_TOKENS = 4096
-"""Tokens, padding included, that go through a stage at once while only the backbone runs."""
+PASS_TOKENS = 1024
+"""Tokens, padding included, that go through a stage at once while only the backbone runs, or a micro-batch if that has
+more: as much as matrix products need to be fast, and no more memory than training takes."""
 
 PASSES = 8
 """Micro-batches for each stage in one call of the pipeline: its bubble is then at most one part in nine."""
@@ -68,13 +70,13 @@ class Device:
         return batch if self.pipeline.number == 0 else ()
 
 
-def open_stage(plan: Plan, team: Replicas, model: PacModel, open_slice: Callable[[Slices], Backbone]) -> Device:
+def open_stage(plan: Plan, team: Replicas, model: PacModel, open_layers: Callable[[Slices], Backbone]) -> Device:
     """Load this device's slice of the backbone, and cut the side network to it.
 
     Args:
         model: on a backbone that holds no layers; afterwards it has the language-model head, for tasks that need it,
             and counts as released.
-        open_slice: loads layers of the same backbone, as `BackboneSource.layers` says.
+        open_layers: loads layers of the same backbone, as `BackboneSource.layers` says.
 
     Raises:
         BadInput: the plan is not for this model or this number of devices, or the side network cannot be cut so.
@@ -87,11 +89,10 @@ def open_stage(plan: Plan, team: Replicas, model: PacModel, open_slice: Callable
     if whole is None:
         raise ValueError("a run over stages needs a cache")
     own = cut_model(copy.deepcopy(model), layers)
-    own.reader = TapReader(open_slice(layers), None, {})
+    own.reader = TapReader(open_layers(layers), None, {})
     pipeline = Pipeline(plan, Stage(own, layers, share), team.transport, timeout=PATIENCE)
     if model.task.generates:
-        end = model.info.stream(model.side.target).layers
-        model.reader.backbone = open_slice({model.side.target: (end, end)})
+        model.reader.backbone = open_layers(head_slice(model))
     model.release_backbone()
     taps = [stage_taps(model.side, stage.layers) for stage in plan.stages]
     return Device(plan, team, model, pipeline, Holding(share, whole, taps))
@@ -196,8 +197,9 @@ def set_scales(device: Device, examples: Sequence[Example], stop: StopFlag) -> N
         KeyboardInterrupt, PeerLost: as `fill`.
     """
     chosen = [examples[i] for i in calibration_samples(device.model, examples)]
-    parts = _run_backbone(device, chosen, stop, lambda done, total: None, keep=True)
-    calibrate_stage(device.pipeline, parts, regression_targets(device.model, examples))
+    keep = partial(features_of, device.stage.model)
+    features = _run_backbone(device, chosen, stop, lambda done, total: None, keep)
+    calibrate_stage(device.pipeline, features, regression_targets(device.model, examples))
     gather(device)
 
 
@@ -238,27 +240,26 @@ def _run_backbone(
     examples: Sequence[Example],
     stop: StopFlag,
     on_progress: Callable[[int, int], None],
-    keep: bool = False,
-) -> list[Part]:
+    keep: Callable[[Part], Tensor] | None = None,
+) -> list[Tensor]:
     """Run the backbone through the stages over samples, the longest first, so that there is next to no padding; returns
-    what `Pipeline.fill` does if it is to be kept."""
+    what `Pipeline.fill` does."""
     stages = len(device.plan.stages)
     rows = sorted(examples, key=lambda example: -len(example))
     tokens = min(PASS_TOKENS, max(sum(map(len, rows)) // (PASSES * stages), 1))
-    parts: list[Part] = []
+    kept: list[Tensor] = []
     done = 0
     while done < len(rows):
         plan = widened(device.plan, tokens // len(rows[done]))
         batch = rows[done : done + plan.micro_batch_size * PASSES * stages]
         pipeline = Pipeline(plan, device.stage, device.pipeline.transport, timeout=PATIENCE)
-        found = pipeline.fill(len(batch), device.given(batch))
-        parts += found if keep else []
+        kept += pipeline.fill(len(batch), device.given(batch), keep)
         done += len(batch)
         device.model.reader.counters.backbone_samples += own_rows(plan, device.team.rank, len(batch))
         on_progress(done, len(rows))
         if device.team.total([stop.requested])[0]:
             raise KeyboardInterrupt
-    return parts
+    return kept
 
 
 def _spread_from(

@@ -11,15 +11,18 @@ import torch
 from pac_core.batches import Dataset
 from pac_core.cache import default_cache_root
 from pac_core.config import RunConfig
+from pac_core.contracts.cluster import DeviceProfile
 from pac_core.contracts.message import Message, Tag, Work
 from pac_core.contracts.scheduler import Plan
 from pac_core.contracts.transport import Transport
 from pac_core.errors import RunFailed
 from pac_core.examples import Example, Task
+from pac_core.model import PacModel
 from pac_core.registry import Registry
-from pac_core.runtime.load import Loaded, attach, open_backbone
+from pac_core.runtime.load import Loaded, OpenLayers, attach, open_backbone, opener
 from pac_core.runtime.parts import Part, from_message, to_message
-from pac_core.runtime.slices import Recipient, open_slice, serve_slices
+from pac_core.runtime.slices import Recipient, open_slices, serve_slices
+from pac_core.runtime.stage import Slices, head_slice
 
 EXAMPLES_A_MESSAGE = 4096
 
@@ -36,15 +39,19 @@ class Assigned:
     eval: Dataset
 
 
-def hand_out(transport: Transport, loaded: Loaded, plan: Plan | None, others: Sequence[str] | None = None) -> None:
+def hand_out(
+    transport: Transport, loaded: Loaded, plan: Plan | None, machines: Sequence[DeviceProfile] | None = None
+) -> None:
     """Tell every other device what `take` returns there.
 
     Args:
-        others: names of the other devices, from rank 1, where they are other machines: they are sent the model if they
-            do not have it, unless there is a plan. None for processes of this machine.
+        machines: all devices, by rank, where they are other machines: each is sent what it is to hold of the backbone
+            and does not have. None for processes of this machine.
 
     Raises:
         PeerLost: a device is gone.
+        Refused: a machine cannot hold its slice; no weights were sent.
+        RunFailed: a machine could not write its slice.
     """
     model, data = loaded.model, (loaded.train, loaded.eval)
     described = {
@@ -52,7 +59,7 @@ def hand_out(transport: Transport, loaded: Loaded, plan: Plan | None, others: Se
         "dtype": str(model.info.dtype).removeprefix("torch."),
         "task": asdict(model.task),
         "plan": None if plan is None else plan.to_json(),
-        "streams": plan is None and others is not None,
+        "streams": machines is not None,
         "messages": [-(-len(examples) // EXAMPLES_A_MESSAGE) for examples in data],
     }
     text = torch.frombuffer(bytearray(json.dumps(described).encode()), dtype=torch.uint8)
@@ -67,9 +74,20 @@ def hand_out(transport: Transport, loaded: Loaded, plan: Plan | None, others: Se
     ]
     for work in sent:
         work.wait(PATIENCE)
-    if described["streams"] and others is not None:
-        whole = {rank: Recipient(name, None) for rank, name in zip(ranks, others, strict=True)}
-        serve_slices(transport, model.model_name, model.backbone, whole)
+    if machines is not None:
+        recipients = {
+            rank: Recipient(machines[rank].name, slices_of(plan, rank, model), machines[rank].memory_bytes)
+            for rank in ranks
+        }
+        serve_slices(transport, model.model_name, model.backbone, recipients)
+
+
+def slices_of(plan: Plan | None, rank: int, model: PacModel) -> tuple[Slices | None, ...]:
+    """What device ``rank`` opens of the backbone: all, or the layers of its stage, with the head if it is needed."""
+    if plan is None:
+        return (None,)
+    layers = plan.stages[plan.place(rank)[0]].layers
+    return (layers, head_slice(model)) if model.task.generates else (layers,)
 
 
 def take(transport: Transport, config: RunConfig, registry: Registry, leader: int = 0) -> tuple[Loaded, Plan | None]:
@@ -85,13 +103,21 @@ def take(transport: Transport, config: RunConfig, registry: Registry, leader: in
     task = Task(**{**job["task"], "labels": tuple(job["task"]["labels"])})
     train, evaluation = (_examples(transport, leader, number, count) for number, count in enumerate(job["messages"]))
     plan = None if job["plan"] is None else Plan.from_json(job["plan"], "the leader's plan")
+    held: Slices | None = None if plan is None else {}
     if job["streams"]:
-        backbone = open_slice(transport, leader, default_cache_root(), registry)
+        open_layers: OpenLayers = open_slices(transport, leader, default_cache_root(), registry)
+        backbone = open_layers(held)
     else:
-        backbone = open_backbone(config.model, getattr(torch, job["dtype"]), registry, None if plan is None else {})
+        backbone = open_backbone(config.model, getattr(torch, job["dtype"]), registry, held)
+        open_layers = opener(config.model, backbone.info, registry)
     if backbone.info.fingerprint != job["fingerprint"]:
         raise RunFailed(f"{config.model}: the weights here are not those that the leader has; copy the model again")
-    return Loaded(attach(config, backbone, task, registry), train, evaluation, None), plan
+    return Loaded(attach(_unpruned(config), backbone, task, registry), train, evaluation, open_layers, None), plan
+
+
+def _unpruned(config: RunConfig) -> RunConfig:
+    """``config`` for a device that is given the leader's weights: pruning would read all of the backbone in vain."""
+    return config.model_copy(update={"adapter": config.adapter.model_copy(update={"init": "random"})})
 
 
 def _examples(transport: Transport, leader: int, number: int, messages: int) -> list[Example]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from pac_core.backbones import load_backbone
 from pac_core.cache import ActivationCache, cache_folder, default_cache_root
 from pac_core.config import RunConfig
-from pac_core.contracts.backbone import Backbone, BackboneSource
+from pac_core.contracts.backbone import Backbone, BackboneInfo, BackboneSource
 from pac_core.data import Sample, infer_task, read_samples
 from pac_core.encoding import Encoder, load_tokenizer
 from pac_core.errors import BadInput, PacError
@@ -23,6 +23,9 @@ from pac_core.model import PacModel
 from pac_core.registry import Registry
 from pac_core.runtime.stage import Slices
 from pac_core.tasks import target_stream
+
+OpenLayers = Callable[[Slices | None], Backbone]
+"""Opens the backbone of a run with the layers given, as in `BackboneSource`; None stands for all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +54,14 @@ class Loaded:
     Attributes:
         model: backbone, side network, head and cache.
         train, eval: tokenised data; ``eval`` is empty without an evaluation file.
+        open_layers: opens the backbone again on this device.
         source: see `Source`; None on a device that another one leads.
     """
 
     model: PacModel
     train: list[Example]
     eval: list[Example]
+    open_layers: OpenLayers
     source: Source | None
 
     @property
@@ -94,7 +99,8 @@ def load(config: RunConfig, registry: Registry, layers: Slices | None = None) ->
     evaluation = encoder(eval_samples)
     truncated += encoder.truncated
     source = Source(tokenizer, encoder, eval_samples, truncated, samples[0].messages is not None)
-    return Loaded(attach(config, backbone, task, registry), train, evaluation, source)
+    model = attach(config, backbone, task, registry)
+    return Loaded(model, train, evaluation, opener(config.model, backbone.info, registry), source)
 
 
 def attach(config: RunConfig, backbone: Backbone, task: Task, registry: Registry) -> PacModel:
@@ -132,6 +138,16 @@ def open_backbone(
     """The frozen backbone, or a slice of it; arguments as in `BackboneSource`."""
     held = None if layers is None else dict(layers)
     return load_backbone(BackboneSource(path=model, layers=held, dtype=dtype, fingerprint=fingerprint), registry)
+
+
+def opener(model: str, info: BackboneInfo, registry: Registry) -> OpenLayers:
+    """Opens layers of the backbone at ``model``. Slices are taken to be of the backbone that ``info`` tells of; the
+    whole gets a fingerprint of its own, so that a changed one is noticed."""
+
+    def open_layers(layers: Slices | None) -> Backbone:
+        return open_backbone(model, info.dtype, registry, layers, None if layers is None else info.fingerprint)
+
+    return open_layers
 
 
 def warm_up(config: RunConfig, registry: Registry) -> None:

@@ -153,11 +153,13 @@ class Pipeline:
         self._reduce()
         return loss
 
-    def fill(self, rows: int, batch: Sequence[Example] = ()) -> list[Part]:
+    def fill(
+        self, rows: int, batch: Sequence[Example] = (), keep: Callable[[Part], Tensor] | None = None
+    ) -> list[Tensor]:
         """Run the backbone over a batch, so that its taps are in the devices' shares of the cache; nothing is learnt.
 
-        Arguments as in `gradients`. Returns, on the last stage, this device's rows with b_L under ``<stream>.b``, from
-        which scales are set (`pac_core.runtime.scales`).
+        Arguments as in `gradients`. Returns, on the last stage, what ``keep`` makes of this device's rows with b_L
+        under ``<stream>.b``, a micro-batch at a time; they are not held.
         """
         sizes = self._sizes(rows, batch)
         own = self._parts(batch, sizes, {})
@@ -168,9 +170,10 @@ class Pipeline:
                 continue
             result = self.stage.fill(part)
             self._send_on(action.micro, result, sizes)
-            done.append(result)
+            if keep is not None and self.stage.is_last:
+                done.append(keep(result))
         self._wait_for_sends()
-        return done if self.stage.is_last else []
+        return done
 
     def _sizes(self, rows: int, batch: Sequence[Example]) -> list[int]:
         """Rows of each micro-batch."""

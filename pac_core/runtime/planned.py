@@ -18,7 +18,8 @@ def run_plan(config: RunConfig, loaded: Loaded, registry: Registry, cluster: Clu
 
     Raises:
         UnknownPlugin: there is no such scheduler.
-        BadInput: the plan is for other devices or another model, leaves devices out, or nothing fits.
+        BadInput: the plan is for other devices, for these in another order, or for another model; it leaves devices
+            out; or nothing fits.
     """
     names = [device.name for device in cluster.devices]
     if config.plan is not None:
@@ -33,6 +34,12 @@ def run_plan(config: RunConfig, loaded: Loaded, registry: Registry, cluster: Clu
         raise BadInput(
             f"the plan uses {found.size} of {len(names)} devices: leave --scheduler out, choose another, or give "
             f"--devices {found.size}"
+        )
+    order = [device for stage in found.stages for device in stage.devices]
+    if order != names:
+        raise BadInput(
+            f"the plan's stages are for {', '.join(order)}, in this order, and the devices of this run are "
+            f"{', '.join(names)}; list them so in the cluster file, the leader first, or leave --plan out"
         )
     found.check(chain(loaded.model.info, loaded.model.side.target))
     return found

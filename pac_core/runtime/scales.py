@@ -10,14 +10,15 @@ from torch import Tensor
 from pac_core.contracts.adapter import Taps
 from pac_core.contracts.message import Message, Tag
 from pac_core.errors import BadInput
-from pac_core.runtime.parts import Part, from_message, join, to_message
+from pac_core.model import PacModel
+from pac_core.runtime.parts import Part
 from pac_core.runtime.pipeline import Pipeline
 from pac_core.taps import of_stream, rows_of
 
 _TAG = Tag("scales")
 
 
-def calibrate_stage(pipeline: Pipeline, parts: Sequence[Part], targets: Tensor | None = None) -> None:
+def calibrate_stage(pipeline: Pipeline, features: Sequence[Tensor], targets: Tensor | None = None) -> None:
     """Set this device's scales before training, as `PacModel.calibrate` does on a single device.
 
     The last stage's devices bring together what they have; the same scales come out on all of them. The other stages
@@ -25,7 +26,7 @@ def calibrate_stage(pipeline: Pipeline, parts: Sequence[Part], targets: Tensor |
 
     Args:
         pipeline: this device's.
-        parts: what `Pipeline.fill` returned for the samples that scales are set from.
+        features: what `Pipeline.fill` returned for the samples that scales are set from, with `features_of` to keep.
         targets: (samples,) those of regression; needed on the first device of the last stage.
 
     Raises:
@@ -41,19 +42,18 @@ def calibrate_stage(pipeline: Pipeline, parts: Sequence[Part], targets: Tensor |
     if transport.rank == root:
         coming = [transport.irecv(rank, _TAG) for rank in group[1:]]
         messages = [work.wait(pipeline.timeout) for work in coming]
-        found = [*parts, *(from_message(m.header, m.tensors) for m in messages if m.header)]
-        stage.model.calibrate([_last_tap(pipeline, part) for part in found], targets)
+        found = [*features, *(message.tensors["features"] for message in messages if message.tensors)]
+        stage.model.set_scales(torch.cat(found), targets=targets)
     else:
-        message = Message(_TAG, *to_message(join(parts))) if parts else Message(_TAG)
+        message = Message(_TAG, {}, {"features": torch.cat(list(features))} if features else {})
         transport.isend(root, message, timeout=pipeline.timeout).wait(pipeline.timeout)
     for buffer in stage.model.buffers():
         transport.broadcast(buffer, root, group, timeout=pipeline.timeout)
 
 
-def _last_tap(pipeline: Pipeline, part: Part) -> dict[str, Taps]:
-    """b_L of the target stream, as `PacModel.calibrate` takes it."""
-    model = pipeline.stage.model
+def features_of(model: PacModel, part: Part) -> Tensor:
+    """`PacModel.frozen_features` of a part with b_L of the target stream."""
     stream = model.side.target
     device: torch.device = next(model.parameters()).device
     rows = rows_of([of_stream(example, stream) for example in part.examples])
-    return {stream: Taps(part.tensors[f"{stream}.b"].to(device)[None], rows)}
+    return model.frozen_features({stream: Taps(part.tensors[f"{stream}.b"].to(device)[None], rows)})

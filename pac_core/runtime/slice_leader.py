@@ -17,28 +17,30 @@ from pac_core.contracts.message import Message, Work
 from pac_core.contracts.transport import Transport
 from pac_core.errors import BadInput, Refused, RunFailed, TransportError, TransportTimeout
 from pac_core.runtime.slice_files import by_file, payload
-from pac_core.runtime.slice_offer import AHEAD, ANSWER, DATA, FORMATS, GO, OFFER, PATIENCE, Offer, Offered
+from pac_core.runtime.slice_offer import AHEAD, ANSWER, DATA, FORMATS, GO, OFFER, PATIENCE, Offer, Offered, Part
 
 GLANCE = 0.2  # seconds between looks at whether the worker has given up
 
 
 @dataclass(frozen=True)
 class Recipient:
-    """A worker that is to have a slice.
+    """A worker that is to have slices.
 
     Attributes:
         device: its name.
-        layers: the slice, as in `StagePlan.layers`; None for all.
+        slices: each as in `StagePlan.layers`; None for the whole model.
+        memory: bytes that the run may take there; None for what is free.
     """
 
     device: str
-    layers: Mapping[str, tuple[int, int]] | None
+    slices: Sequence[Mapping[str, tuple[int, int]] | None] = (None,)
+    memory: int | None = None
 
 
 def serve_slices(
     transport: Transport, model: str | Path, backbone: Backbone, recipients: Mapping[int, Recipient]
 ) -> dict[int, int]:
-    """Give each worker its slice; they call `open_slice` meanwhile. Returns once all have opened theirs.
+    """Give each worker its slices; they call `open_slices` meanwhile. Returns once all have opened theirs.
 
     Weights are read from the checkpoint as they are sent: this device holds a few pieces for each worker.
 
@@ -53,7 +55,7 @@ def serve_slices(
 
     Raises:
         BadInput: the model came from memory, or files of it are missing.
-        Refused: a worker cannot hold or run its slice; nothing was sent to any.
+        Refused: a worker cannot hold or run its slices; nothing was sent to any.
         PeerLost, TransportError: a worker is gone.
         RunFailed: a worker could not write its slice, or what it read was not what was sent.
     """
@@ -70,10 +72,9 @@ def serve_slices(
 
 def make_offer(model: str | Path, backbone: Backbone, recipient: Recipient) -> Offer:
     """What the leader tells one worker; arguments and errors as in `serve_slices`."""
-    given = recipient.layers
-    layers = None if given is None else {stream: (first, last) for stream, (first, last) in given.items()}
-    whole, own = backbone.weights(), backbone.weights(layers)
-    names = {weight.name for weight in (*whole, *own)}
+    whole = backbone.weights()
+    slices = tuple(_part(backbone, layers) for layers in recipient.slices)
+    names = {weight.name for weight in whole}.union(*(part.needed for part in slices))
     if backbone.info.fingerprint.endswith(PARTIAL) or not names <= set(backbone.digests):
         raise BadInput(f"{model}: its files are not all on this device, which leads; copy or download all of them")
     config = find_file(model, CONFIG)
@@ -85,11 +86,16 @@ def make_offer(model: str | Path, backbone: Backbone, recipient: Recipient) -> O
         str(backbone.info.dtype).removeprefix("torch."),
         backbone.info.fingerprint,
         config.read_text(encoding="utf-8"),
-        layers,
+        recipient.memory,
+        slices,
         tuple(Offered(w.name, w.stored, FORMATS[w.dtype], w.shape, w.nbytes, w.layer) for w in whole),
-        {weight.name: weight.stored for weight in own},
         dict(backbone.digests),
     )
+
+
+def _part(backbone: Backbone, given: Mapping[str, tuple[int, int]] | None) -> Part:
+    layers = None if given is None else {stream: (first, last) for stream, (first, last) in given.items()}
+    return Part(layers, {weight.name: weight.stored for weight in backbone.weights(layers)})
 
 
 def _answers(

@@ -53,8 +53,33 @@ class Offered:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One of the slices that a worker is to open.
+
+    Attributes:
+        layers: as in `BackboneSource`.
+        needed: stored names of its weights, by name: a tied head may be stored as the embeddings.
+    """
+
+    __pydantic_config__ = STRICT
+
+    layers: dict[str, tuple[int, int]] | None
+    needed: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """For errors and logs."""
+        if self.layers is None:
+            return "the whole model"
+        return ", ".join(
+            f"{stream} [{first}, {last})" if first < last else f"the end of {stream}"
+            for stream, (first, last) in self.layers.items()
+        )
+
+
+@dataclass(frozen=True)
 class Offer:
-    """What the leader tells a worker about the model and its slice.
+    """What the leader tells a worker about the model and its slices.
 
     Attributes:
         model: folder or hub id at the leader.
@@ -62,9 +87,9 @@ class Offer:
         dtype: name of the backbone's number format in torch.
         fingerprint: of the whole backbone.
         config: text of its ``config.json``.
-        layers: the slice, as in `BackboneSource`.
+        memory: bytes that the run may take at the worker; None for what is free there.
+        slices: what the worker is to open, each by itself.
         weights: of the whole model.
-        needed: stored names of the slice's, by name: a tied head may be stored as the embeddings.
         digests: see `Backbone.digests`.
     """
 
@@ -75,9 +100,9 @@ class Offer:
     dtype: str
     fingerprint: str
     config: str
-    layers: dict[str, tuple[int, int]] | None
+    memory: int | None
+    slices: tuple[Part, ...]
     weights: tuple[Offered, ...]
-    needed: dict[str, str]
     digests: dict[str, str]
 
     def __post_init__(self) -> None:
@@ -88,7 +113,8 @@ class Offer:
             raise ValueError("the fingerprint is not a whole backbone's")
         if min((size for weight in self.weights for size in weight.shape), default=0) < 0:
             raise ValueError("a shape is negative")
-        if not set(self.needed.values()) <= {weight.stored for weight in self.weights}:
+        stored = {weight.stored for weight in self.weights}
+        if not all(stored.issuperset(part.needed.values()) for part in self.slices):
             raise ValueError("a weight of the slice is not the model's")
 
     def to_tensor(self) -> Tensor:
@@ -117,21 +143,20 @@ class Offer:
 
     @property
     def slice_weights(self) -> tuple[Offered, ...]:
-        """The weights of the slice."""
-        needed = set(self.needed.values())
+        """The weights of the slices, each once."""
+        needed = {stored for part in self.slices for stored in part.needed.values()}
         return tuple(weight for weight in self.weights if weight.stored in needed)
 
     @property
     def nbytes(self) -> int:
-        """What the slice's weights take in memory."""
-        return sum(weight.nbytes for weight in self.slice_weights)
+        """What the slices' weights take in memory."""
+        sizes = {weight.stored: weight.nbytes for weight in self.weights}
+        return sum(sizes[stored] for part in self.slices for stored in set(part.needed.values()))
 
     @property
     def slice_name(self) -> str:
-        """The slice, for errors."""
-        if self.layers is None:
-            return "the whole model"
-        return ", ".join(f"{stream} [{first}, {last})" for stream, (first, last) in self.layers.items())
+        """The slices, for errors."""
+        return " and ".join(part.name for part in self.slices)
 
 
 def tensor_of(message: Message, name: str) -> Tensor:

@@ -217,6 +217,12 @@ def chain(info: BackboneInfo, target: str) -> tuple[Stream, ...]:
     return info.streams[: names.index(target) + 1]
 
 
+def head_slice(model: PacModel) -> Slices:
+    """The slice that is the language-model head and no layer."""
+    end = model.info.stream(model.side.target).layers
+    return {model.side.target: (end, end)}
+
+
 def stage_taps(side: SideNetwork, layers: Slices) -> dict[str, tuple[int, ...]]:
     """Per stream that ``side`` reads, the indices of the taps that the backbone layers ``layers`` give; none is left
     out, b_0 comes with first = 0."""

@@ -5,18 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 from pac_core.batches import Dataset, epoch_batches
 from pac_core.config import RunConfig
 from pac_core.contracts.scheduler import Plan
-from pac_core.registry import Registry
 from pac_core.runtime import first_epoch, hybrid
 from pac_core.runtime.checkpoint import Progress
 from pac_core.runtime.fill import Filled
 from pac_core.runtime.interrupt import StopFlag
 from pac_core.runtime.job import Assigned
-from pac_core.runtime.load import open_backbone
 from pac_core.runtime.spreading import Spreading
 from pac_core.runtime.team import Replicas
 from pac_core.runtime.train import Trainer, train_epoch
@@ -30,7 +27,6 @@ class Stages:
         work: what it works on; the backbone holds no layers.
         plan: who runs what.
         team: the devices of the plan.
-        registry: the plugins.
 
     Attributes:
         learns: whether the side network trains in the stages as the backbone runs. Texts read apart are matched in all
@@ -38,16 +34,16 @@ class Stages:
 
     Raises:
         BadInput: as `hybrid.open_stage`.
+        PeerLost: another device is gone.
     """
 
-    def __init__(self, config: RunConfig, work: Assigned, plan: Plan, team: Replicas, registry: Registry) -> None:
+    def __init__(self, config: RunConfig, work: Assigned, plan: Plan, team: Replicas) -> None:
         loaded = work.loaded
-        info = loaded.model.info
-        open_slice = partial(open_backbone, config.model, info.dtype, registry, fingerprint=info.fingerprint)
         self.learns = config.fill == "train-while-fill" and not loaded.task.apart
         self._config = config
         self._work = work
-        self._device = hybrid.open_stage(plan, team, loaded.model, open_slice)
+        team.align(loaded.model)  # before it is cut: only the leader's first weights come from the backbone
+        self._device = hybrid.open_stage(plan, team, loaded.model, loaded.open_layers)
         self._spreading: Spreading | None = None
 
     def fill(self, stop: StopFlag, on_progress: Callable[[int, int], None], *, scaled: bool) -> Filled:
@@ -62,7 +58,6 @@ class Stages:
         """
         device, work = self._device, self._work
         began, samples = time.perf_counter(), 0
-        device.team.align(work.loaded.model)
         if not self.learns:
             samples = hybrid.fill_shares(device, work.train.examples, owners_in(work.train), stop, on_progress)
             hybrid.set_scales_from_cache(device, work.train.examples)

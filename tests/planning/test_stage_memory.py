@@ -13,7 +13,7 @@ from pac_core.contracts.adapter import AdapterConfig
 from pac_core.contracts.backbone import DECODER, ENCODER, BackboneInfo
 from pac_core.contracts.scheduler import Plan, StagePlan
 from pac_core.model import PacModel, get_pac_model
-from pac_core.planning.stage_memory import stage_memory
+from pac_core.planning.stage_memory import replica_bytes, stage_memory
 from pac_core.runtime.optimizer import make_optimizer
 from pac_core.runtime.parts import Part
 from pac_core.runtime.stage import Stage, cut_model
@@ -103,6 +103,8 @@ def test_weights_and_optimiser_state_are_those_that_are_held(kind: str) -> None:
     alone = stage_memory(model.info, adapter("parallel"), plan_of(stream, 1), 0, TOKENS)
     base = model.backbone._base  # type: ignore[attr-defined]
     assert alone.weights == pytest.approx(storages(list(base.parameters())), rel=0.05)
+    weights = storages(list(model.parameters()))
+    assert replica_bytes(model.info, adapter("parallel"), plan_of(stream, 2)) == pytest.approx(weights, rel=0.15)
     optimizer = make_optimizer(model, OptimizerConfig())
     optimizer.step()
     moments = [t for state in optimizer.state.values() for t in state.values()]

@@ -1,13 +1,16 @@
 """Runs of `FineTuner` on tiny checkpoints and data files."""
 
 import json
+import os
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -16,6 +19,8 @@ from pac_core.finetune import FineTuner, RunResult
 from pac_core.testing.tiny import WORDS
 
 Rows = list[dict[str, Any]]
+
+NO_DROPOUT = "import torch\ntorch.nn.Dropout.forward = lambda self, values: values\n"
 
 
 def text_rows(count: int, seed: int = 0) -> Rows:
@@ -97,8 +102,30 @@ def answers() -> Callable[..., Rows]:
 
 
 @pytest.fixture
+def no_dropout(tmp_path: Path, monkeypatch: Any) -> None:
+    """In the head as well, whose dropout is no setting; here and in the processes started from here."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(NO_DROPOUT)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, values: values)
+
+
+@pytest.fixture
 def place(monkeypatch: Any) -> Path:
     """Where runs of several processes put the files that are to be gone in the end."""
     folder = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))  # not below tmp_path: socket files want short names
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     return folder
+
+
+@pytest.fixture
+def gone() -> Callable[[int], bool]:
+    """Whether a process is gone, now or within 5 seconds."""
+
+    def of(process: int) -> bool:
+        until = time.monotonic() + 5
+        while Path(f"/proc/{process}").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        return not Path(f"/proc/{process}").exists()
+
+    return of

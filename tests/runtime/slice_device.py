@@ -28,11 +28,11 @@ def share(transport: Transport, model: str, layers: Any, dtype: str, root: str, 
     Path("/proc/self/clear_refs").write_text("5")
     if transport.rank == 0:
         backbone = describe(model, getattr(torch, dtype), registry, digests=True)
-        recipients = {rank: slices.Recipient(f"d{rank}", layers) for rank in range(1, transport.size)}
+        recipients = {rank: slices.Recipient(f"d{rank}", [layers]) for rank in range(1, transport.size)}
         sent = slices.serve_slices(transport, model, backbone, recipients)
     else:
         slices.local_folder = (lambda path: None) if root else local_folder
-        backbone = slices.open_slice(transport, 0, Path(root) / str(transport.rank), registry)
+        backbone = slices.open_slices(transport, 0, Path(root) / str(transport.rank), registry)(layers)
     grown = memory("VmHWM") - before
     backbone.release(keep_head=False)
     return {"grown": grown, "sent": sum(sent.values()), "fingerprint": backbone.info.fingerprint}

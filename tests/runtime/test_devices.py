@@ -19,19 +19,8 @@ from pac_core.runtime.crew import threads_each
 
 EXACT = {"dtype": "float64", "cache__dtype": "float64", "adapter__dropout": 0.0}
 
-NO_DROPOUT = "import torch\ntorch.nn.Dropout.forward = lambda self, values: values\n"
-
 
 pytestmark = pytest.mark.usefixtures("place")
-
-
-@pytest.fixture
-def no_dropout(tmp_path: Path, monkeypatch: Any) -> None:
-    """In the head as well, whose dropout is no setting; here and in the processes started from here."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(NO_DROPOUT)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, values: values)
 
 
 def left_behind(place: Path) -> list[str]:
@@ -61,6 +50,7 @@ def at(phase: type, when: Callable[[Any], bool], act: Callable[[], None]) -> Cal
     ("family", "count", "changes"),
     [
         ("bert", 2, {}),
+        ("bert", 2, {"transport": "zmq"}),
         ("bert", 3, {"cache__store": "memory"}),
         ("bert", 2, {"fill": "train-while-fill", "cache__store": "memory"}),
         ("gpt2", 3, {}),

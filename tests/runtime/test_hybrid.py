@@ -19,7 +19,7 @@ from pac_core.errors import BadInput, PeerLost, RunFailed
 from pac_core.events import StepDone
 from pac_core.finetune import FineTuner, RunResult
 from pac_core.planning.make import device_names
-from pac_core.runtime import first_epoch, hybrid, job, load, spread, staged, train
+from pac_core.runtime import first_epoch, hybrid, job, load, spread, train
 from pac_core.runtime.crew import processes_here
 from pac_core.runtime.passes import own_rows, widened
 from pac_core.runtime.spreading import Spreading
@@ -146,16 +146,16 @@ def test_a_later_run_finds_its_entries_and_moves_nothing(in_stages: Any, texts: 
 def test_every_device_holds_its_slice_of_the_backbone_alone(in_stages: Any, answers: Any, monkeypatch: Any) -> None:
     """And, of the layers that it does not run, none but the one that is being pruned."""
     opened: list[tuple[Any, int]] = []
-    real = staged.open_backbone
+    real = load.open_backbone
 
     def note(*args: Any, **options: Any) -> Any:
         backbone = real(*args, **options)
-        opened.append(
-            (args[3], sum(p.numel() for layers in backbone._layers.values() for m in layers for p in m.parameters()))
-        )
+        if args[3]:  # to look at the model, nothing is held
+            sizes = [p.numel() for layers in backbone._layers.values() for m in layers for p in m.parameters()]
+            opened.append((args[3], sum(sizes)))
         return backbone
 
-    monkeypatch.setattr(staged, "open_backbone", note)
+    monkeypatch.setattr(load, "open_backbone", note)
     in_stages(answers(12), PLANS["t5"], family="t5", epochs=1)
     end = {DECODER: (3, 3)}
     slices = [stage.layers for stage in PLANS["t5"].stages for _ in stage.devices]
@@ -221,11 +221,11 @@ def test_a_prefill_that_was_stopped_keeps_what_it_has(
     one = run(texts(25), **given, output=tmp_path / "one", cache__dir=tmp_path / "cache-1")
     real, calls = hybrid.Pipeline.fill, []
 
-    def third_fails(pipeline: Any, rows: int, batch: Any = ()) -> Any:
+    def third_fails(pipeline: Any, rows: int, *given: Any) -> Any:
         calls.append(rows)
         if len(calls) > 2 * 3:
             raise RuntimeError("the power went")
-        return real(pipeline, rows, batch)
+        return real(pipeline, rows, *given)
 
     monkeypatch.setattr(hybrid.Pipeline, "fill", third_fails)
     with pytest.raises(RuntimeError, match="the power went"):
@@ -279,10 +279,13 @@ def test_a_run_that_is_stopped_while_entries_travel_goes_on(
     # scales were set from all these few samples, so the leader had brought their entries to a disk that all share
     assert travelling == [(fill, store) != ("prefill", "disk")]
 
-    def whole(*args: Any) -> None:
-        pytest.fail("a device loads the whole backbone")
+    plain = load.open_backbone
 
-    monkeypatch.setattr(finetune, "open_backbone", whole)
+    def no_layers(model: Any, dtype: Any, registry: Any, layers: Any = None, *known: Any) -> Any:
+        assert layers is not None, "a device loads the whole backbone"
+        return plain(model, dtype, registry, layers, *known)
+
+    monkeypatch.setattr(load, "open_backbone", no_layers)
     resumed = in_stages(texts(25), PLANS["bert"], **given, resume=True)
     for name, wanted in weights(one).items():
         torch.testing.assert_close(weights(resumed)[name], wanted, msg=name, **CLOSE)

@@ -17,7 +17,7 @@ from pac_core.contracts.transport import Peer, Transport, TransportOptions
 from pac_core.errors import PeerLost
 from pac_core.registry import Registry
 from pac_core.runtime import slice_leader
-from pac_core.runtime.slices import Recipient, open_slice, serve_slices
+from pac_core.runtime.slices import Recipient, open_slices, serve_slices
 from pac_core.testing.threads import in_threads
 from pac_core.testing.tiny import tiny_model
 from pac_core.weights import describe, slice_bytes
@@ -99,7 +99,7 @@ def test_a_kill_leaves_whole_files_with_which_the_next_worker_goes_on(
     killer = threading.Thread(target=lambda: (paused.wait(60), worker.kill(), worker.wait(), go_on.set()))
     killer.start()
     with make_local(TransportOptions(0, peers)) as transport, pytest.raises(PeerLost):
-        serve_slices(transport, large, backbone, {1: Recipient("d1", LAYERS)})
+        serve_slices(transport, large, backbone, {1: Recipient("d1", [LAYERS])})
     killer.join()
     (folder,) = kept.glob("1/models/*/*")
     assert [file.name for file in folder.glob("encoder-*.safetensors")] == ["encoder-0002.safetensors"]
@@ -108,12 +108,12 @@ def test_a_kill_leaves_whole_files_with_which_the_next_worker_goes_on(
         TensorFile(file)
     monkeypatch.undo()
     monkeypatch.setattr("pac_core.runtime.slices.local_folder", lambda path: None)
-    recipients = {1: Recipient("d1", LAYERS)}
+    recipients = {1: Recipient("d1", [LAYERS])}
 
     def device(transport: Transport) -> Any:
         if transport.rank == 0:
             return serve_slices(transport, large, backbone, recipients)
-        return open_slice(transport, 0, kept / "1", Registry()).info
+        return open_slices(transport, 0, kept / "1", Registry())(LAYERS).info
 
     sent, info = in_threads(2, device)
     assert info == backbone.info

@@ -19,7 +19,7 @@ from pac_core.errors import BadInput, PacError, Refused, RunFailed, TransportErr
 from pac_core.registry import Registry
 from pac_core.runtime import slice_files
 from pac_core.runtime.slice_leader import make_offer
-from pac_core.runtime.slices import Recipient, Room, open_slice, serve_slices
+from pac_core.runtime.slices import Recipient, Room, open_slices, serve_slices
 from pac_core.testing.backbone_parts import change
 from pac_core.testing.backbone_reference import backbone_taps, differing_taps, make_batch, split, whole
 from pac_core.testing.threads import Exchange, in_threads
@@ -77,7 +77,7 @@ class Run:
 
         def device(transport: Transport) -> Any:
             try:
-                return self._lead(transport, slices) if transport.rank == 0 else self._open(transport)
+                return self._lead(transport, slices) if transport.rank == 0 else self._open(transport, slices)
             except PacError as error:
                 return error
 
@@ -85,12 +85,14 @@ class Run:
 
     def _lead(self, transport: Transport, slices: Sequence[Layers]) -> None:
         backbone = self.describe()
-        recipients = {rank: Recipient(f"d{rank}", layers) for rank, layers in enumerate(slices, start=1)}
+        recipients = {rank: Recipient(f"d{rank}", [layers]) for rank, layers in enumerate(slices, start=1)}
         self.sent = serve_slices(transport, self.model, backbone, recipients)
 
-    def _open(self, transport: Transport) -> Backbone:
+    def _open(self, transport: Transport, slices: Sequence[Layers]) -> Backbone:
         room = self.rooms.get(transport.rank, WIDE)
-        return open_slice(transport, 0, self.root / str(transport.rank), self.registry, room=room)
+        return open_slices(transport, 0, self.root / str(transport.rank), self.registry, room=room)(
+            slices[transport.rank - 1]
+        )
 
     def traffic(self, rank: int) -> int:
         """Bytes of all messages from the leader to a worker."""
@@ -338,7 +340,7 @@ def test_a_worker_that_cannot_write_ends_all(leaders: Callable[..., Path], tmp_p
 def test_a_model_in_memory_is_refused(tmp_path: Path) -> None:
     live = load_backbone(BackboneSource(model=tiny_model("bert")), Registry())
     with pytest.raises(BadInput, match="save_pretrained"):
-        in_threads(2, lambda t: serve_slices(t, "live", live, {1: Recipient("d1", None)}) if t.rank == 0 else None)
+        in_threads(2, lambda t: serve_slices(t, "live", live, {1: Recipient("d1", [None])}) if t.rank == 0 else None)
 
 
 def test_a_leader_without_all_files_says_so(leaders: Callable[..., Path], tmp_path: Path) -> None:
@@ -349,7 +351,7 @@ def test_a_leader_without_all_files_says_so(leaders: Callable[..., Path], tmp_pa
         describe(folder, None, Registry(), digests=True)
     partial = load_backbone(BackboneSource(leaders("gpt2"), layers={}, digests={}), Registry())
     with pytest.raises(BadInput, match="not all on this device"):
-        make_offer(leaders("gpt2"), partial, Recipient("d1", {DECODER: (1, 2)}))
+        make_offer(leaders("gpt2"), partial, Recipient("d1", [{DECODER: (1, 2)}]))
 
 
 @pytest.mark.usefixtures("away")

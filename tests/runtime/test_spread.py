@@ -1,7 +1,9 @@
 """After the first epoch: scales, entries and weights come to where the next epochs need them."""
 
 import copy
+import weakref
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,8 +26,9 @@ from pac_core.model import PacModel, get_pac_model
 from pac_core.runtime import spread
 from pac_core.runtime.fill import calibrate
 from pac_core.runtime.optimizer import make_optimizer, moments, set_moments
+from pac_core.runtime.parts import Part
 from pac_core.runtime.pipeline import Pipeline
-from pac_core.runtime.scales import calibrate_stage
+from pac_core.runtime.scales import calibrate_stage, features_of
 from pac_core.runtime.spread import Holding, spread_entries, spread_state
 from pac_core.runtime.stage import Stage, bind_share, cut_model, stage_taps
 from pac_core.testing.threads import Exchange, in_threads
@@ -106,7 +109,7 @@ def test_scales_are_those_of_a_single_device(family: str, labels: int) -> None:
 
     def device(transport: Transport) -> Mapping[str, Tensor]:
         own = Device(transport, family, model)
-        parts = own.pipeline.fill(len(batch), own.given(batch))
+        parts = own.pipeline.fill(len(batch), own.given(batch), partial(features_of, own.pipeline.stage.model))
         assert bool(parts) == own.pipeline.stage.is_last
         calibrate_stage(own.pipeline, parts, targets)
         return dict(own.model.named_buffers())
@@ -118,6 +121,31 @@ def test_scales_are_those_of_a_single_device(family: str, labels: int) -> None:
     for buffers in found:
         assert_close(buffers, {name: wanted[name] for name in buffers}, **CLOSE)
     assert any((wanted[name] != before).any() for name, before in model.named_buffers() if name != "calibrated")
+
+
+def test_hidden_states_at_the_end_are_held_for_a_micro_batch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While only the backbone runs; of many long texts they would be most of what the last device has."""
+    batch, model = texts("bert"), model_of("bert")
+    real, seen, held = Stage.fill, list[Any](), list[int]()
+
+    def noted(stage: Stage, part: Part) -> Part:
+        if stage.is_last:
+            held.append(sum(ref() is not None for ref in seen))
+        found = real(stage, part)
+        if stage.is_last:
+            seen.append(weakref.ref(found.tensors["encoder.b"]))
+        return found
+
+    def device(transport: Transport) -> int:
+        own = Device(transport, "bert", model)
+        kept = own.pipeline.fill(len(batch), own.given(batch), lambda part: part.tensors["encoder.b"].mean(0))
+        return len(kept)
+
+    monkeypatch.setattr(Stage, "fill", noted)
+    counts = in_threads(4, device)
+    last = len(PLANS["bert"].stages[-1].devices)
+    assert sum(counts) == len(seen) > 2 * last
+    assert max(held) <= last
 
 
 def test_scales_of_texts_read_apart_are_refused() -> None:

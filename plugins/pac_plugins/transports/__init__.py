@@ -62,6 +62,7 @@ def join_zmq(options: MeetingOptions) -> Meeting:
     return VisitMeeting(options)
 
 
+make_torch.launcher = "torchrun --nproc-per-node 2 --no-python pac finetune --transport torch ..."  # type: ignore[attr-defined]
 make_zmq.new_keys = new_keys  # type: ignore[attr-defined]  # what `pac keys new` asks for
 make_zmq.host_meeting = host_zmq  # type: ignore[attr-defined]  # for leaders of devices that people start,
 make_zmq.join_meeting = join_zmq  # type: ignore[attr-defined]  # and for these devices

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pac_core.contracts.message import Message, Tag, Work
-from pac_core.contracts.transport import TransportOptions
+from pac_core.contracts.transport import CLOSED, TransportOptions
 from pac_core.errors import PeerLost, TransportError
 from pac_core.wire import Buffer, Kind, Packed, WireError
 from pac_plugins.transports.exchange import Exchange, Send
@@ -163,7 +163,7 @@ class Mover:
         try:
             kind = exchange.handle(frames)
             if kind is Kind.BYE:
-                self._lose(peer, "it closed its transport")
+                self._lose(peer, CLOSED)
             elif kind in (Kind.HELLO, Kind.WELCOME, Kind.REFUSE):
                 raise WireError(f"a {kind.name} comes after the first piece")
         except WireError as error:

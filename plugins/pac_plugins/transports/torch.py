@@ -16,6 +16,7 @@ from pac_core.wire import Kind, WireError, pack_head, take, unpack_head
 from pac_plugins.transports.framed import FramedTransport
 from pac_plugins.transports.greeting import Identity
 from pac_plugins.transports.torch_link import TorchLink
+from pac_plugins.transports.torch_store import fresh_store
 
 _NEVER = timedelta(days=365)
 _MOST_TERMS = 1 << 20  # bytes
@@ -144,8 +145,11 @@ class TorchTransport(FramedTransport):
 
 def _begin(options: TransportOptions) -> None:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    limit = timedelta(seconds=options.timeout)
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=options.timeout))
+        shared, rank, size = next(dist.rendezvous("env://", timeout=limit))
+        store = fresh_store(shared, rank, size, options.timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     except ValueError as error:
         raise BadInput(
             f"transport 'torch' is for processes that torchrun starts, as in 'torchrun --nproc-per-node 2 ...': {error}"

@@ -102,12 +102,13 @@ class TorchLink(Link):
 
     def _cancel(self) -> None:
         """End all that waits: gloo cannot cancel, but a receive that times out closes every connection of its group."""
-        if self._peers and any(thread.is_alive() for thread in self._threads):
-            with contextlib.suppress(RuntimeError):
-                nothing = torch.empty(1, dtype=torch.uint8)
-                work = dist.irecv(nothing, self._peers[0], group=self._group, tag=_UNUSED_TAG)
-                assert work is not None
-                work.wait(timedelta(milliseconds=1))
+        for peer in self._peers:
+            if any(thread.is_alive() for thread in self._threads):
+                with contextlib.suppress(RuntimeError):  # at once from a peer that is gone, which closes no other's
+                    nothing = torch.empty(1, dtype=torch.uint8)
+                    work = dist.irecv(nothing, peer, group=self._group, tag=_UNUSED_TAG)
+                    assert work is not None
+                    work.wait(timedelta(milliseconds=1))
 
     # the threads' side
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 import zmq
 
 from pac_core.contracts.transport import TransportOptions
-from pac_core.wire import Buffer
+from pac_core.wire import Buffer, Kind, pack_head
 from pac_plugins.transports.curve import Curve
 from pac_plugins.transports.greeting import Identity, refusal
 from pac_plugins.transports.link import Handed, Link, Sent
@@ -21,6 +21,8 @@ _COPY_BELOW = 1 << 16  # bytes from which a frame's memory is handed to libzmq i
 _RETRY = 0.0005  # seconds between attempts to send to a peer whose pipe is full; a ROUTER cannot be waited for
 _PROBE = 0.02  # seconds between probes of a ROUTER's peers after one of them disconnected
 _PROBING = 1.0  # seconds that this goes on
+_DRAINING = 60.0  # seconds that a peer may take to accept what it was sent, once this device leaves
+_LEAVING = 0.5  # seconds for what libzmq is done with to reach the network
 
 
 class ZmqLink(Link):
@@ -123,8 +125,27 @@ class ZmqLink(Link):
         self._sockets.waker.wake()
 
     def close(self, seconds: float) -> None:
-        hopeless = {self._joined.dealers[rank] for rank in self._broken.keys() & self._joined.dealers.keys()}
-        self._sockets.close(seconds, hopeless)
+        until = time.monotonic() + seconds
+        self._drain(until)
+        left = min(max(until - time.monotonic(), 0.0), _LEAVING)
+        lingers = {dealer: 0.0 if rank in self._broken else left for rank, dealer in self._joined.dealers.items()}
+        self._sockets.close(seconds, lingers)
+
+    def _drain(self, until: float) -> None:
+        """Return once libzmq is done with what was sent to peers that this device dialled, and a moment has passed in
+        which they may end too: for as long as it has something for a peer that is gone, libzmq would dial again."""
+        marks: dict[int, zmq.MessageTracker] = {}
+        until, settled = min(until, time.monotonic() + _DRAINING), time.monotonic() + _PROBE
+        left = self._joined.dealers.keys() - self._broken.keys()
+        while (left or time.monotonic() < settled) and time.monotonic() < until:
+            for rank in left - marks.keys():
+                with contextlib.suppress(zmq.Again):
+                    head = pack_head(Kind.BEAT)
+                    marks[rank] = self._joined.dealers[rank].send(head, zmq.NOBLOCK, copy=False, track=True)
+            self._sockets.wait(0.0)
+            self._note_breaks()
+            left = {rank for rank in left - self._broken.keys() if rank not in marks or not marks[rank].done}
+            time.sleep(_RETRY)
 
 
 def _read(socket: zmq.Socket[bytes]) -> list[list[zmq.Frame]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -119,12 +121,12 @@ class Sockets:
             return False
         return True
 
-    def close(self, seconds: float, hopeless: set[zmq.Socket[bytes]] | None = None) -> None:
-        """Send what is queued, for so long at most, and release everything; nothing is sent to the hopeless."""
+    def close(self, seconds: float, lingers: Mapping[zmq.Socket[bytes], float] = MappingProxyType({})) -> None:
+        """Send what is queued, for so long at most, by some sockets for as long as ``lingers`` says; and release
+        everything."""
         for socket in self._data:
             socket.disable_monitor()
-            lost = hopeless is not None and socket in hopeless
-            socket.close(linger=0 if lost else math.ceil(seconds * 1000))
+            socket.close(linger=math.ceil(lingers.get(socket, seconds) * 1000))
         for monitor in self._monitors:
             monitor.close(linger=0)
         if self._gatekeeper is not None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pac_core.cluster import Cluster
 from pac_core.contracts.meeting import MeetingOptions
 from pac_core.facts import DeviceFacts, facts_here
 from pac_core.keys import KeyFolder
+from pac_core.testing.hosts import Host
 from pac_core.worker import Worker, WorkerOptions
 
 HOST = "127.0.0.1"
@@ -26,13 +27,22 @@ HOST = "127.0.0.1"
 class Started:
     """A command at work, and what it has printed so far."""
 
-    def __init__(self, folder: Path, arguments: list[str]) -> None:
-        folder.mkdir(parents=True)
+    def __init__(self, folder: Path, arguments: list[str], host: Host | None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as where tests run in the background
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.folder = folder
         self.err = folder / "err"
+        own = {"HOME": str(folder), "PAC_CACHE_DIR": str(folder / "cache")}  # of a device of its own
+        command = [sys.executable, *arguments]
         with open(self.err, "wb") as err:
-            self.process = subprocess.Popen([sys.executable, *arguments], stdout=err, stderr=err, cwd=folder)
+            self.process = subprocess.Popen(
+                command if host is None else host.command(*command),
+                stdout=err,
+                stderr=err,
+                cwd=folder,
+                env={**os.environ, **own},
+            )
 
     @property
     def printed(self) -> str:
@@ -110,17 +120,17 @@ class Hand:
 
 
 class Home:
-    """Keys of a leader, two workers and a stranger; the first three know each other."""
+    """Keys of a leader, the desk, workers and a stranger; all but the stranger know each other."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, workers: Sequence[str] = ("garage", "kitchen"), address: str | None = None) -> None:
         from pac_plugins.transports import new_keys
 
         self.path = path
-        self.address = join_address(HOST, free_port(HOST))
-        self.folders = {name: KeyFolder(path / "keys" / name) for name in ("desk", "garage", "kitchen", "stranger")}
+        self.address = address or join_address(HOST, free_port(HOST))
+        self.folders = {name: KeyFolder(path / "keys" / name) for name in ("desk", *workers, "stranger")}
         self.keys = {name: folder.make(name, new_keys) for name, folder in self.folders.items()}
         for folder in self.folders.values():
-            for name in ("desk", "garage", "kitchen"):
+            for name in ("desk", *workers):
                 folder.allow(self.keys[name], name, "home")
         self.facts: DeviceFacts = facts_here("box", path, 1)
         self.started: list[Started] = []
@@ -140,16 +150,16 @@ class Home:
         file.write_text(yaml.safe_dump(self.tree(*names, **changes)))
         return file
 
-    def start(self, *arguments: object) -> Started:
-        """Python with these arguments, in a folder of its own."""
-        folder = self.path / "started" / str(len(self.started))
-        self.started.append(Started(folder, [str(argument) for argument in arguments]))
+    def start(self, *arguments: object, folder: Path | None = None, host: Host | None = None) -> Started:
+        """Python with these arguments, in a folder of its own, which is its home folder too."""
+        folder = folder or self.path / "started" / str(len(self.started))
+        self.started.append(Started(folder, [str(argument) for argument in arguments], host))
         return self.started[-1]
 
-    def worker(self, name: str = "kitchen", *more: object) -> Started:
+    def worker(self, name: str = "kitchen", *more: object, host: Host | None = None) -> Started:
         """``pac worker`` with this device's keys."""
         given = ["--leader", self.address, "--keys", self.folders[name].path, "--threads", 1, *more]
-        return self.start("-m", "pac_core.cli", "worker", *given)
+        return self.start("-m", "pac_core.cli", "worker", *given, host=host)
 
     def hand(self, name: str = "kitchen", *leaders: str, **options: Any) -> Hand:
         """A worker in a thread."""
@@ -158,25 +168,25 @@ class Home:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[Home]:
+def homes() -> Iterator[Callable[..., Home]]:
+    """Makes `Home`s; what runs in them is gone in the end."""
     pytest.importorskip("zmq")
-    made = Home(tmp_path)
-    yield made
-    for hand in made.hands:
-        hand.stop()
-    for started in made.started:
-        started.process.kill()
-        started.process.wait()
+    made: list[Home] = []
+
+    def make(*arguments: Any) -> Home:
+        made.append(Home(*arguments))
+        return made[-1]
+
+    yield make
+    for each in made:
+        for hand in each.hands:
+            hand.stop()
+        for started in each.started:
+            started.process.kill()
+            started.process.wait()
 
 
 @pytest.fixture
-def gone() -> Callable[[int], bool]:
-    """Whether a process is gone, now or within 5 seconds."""
-
-    def of(process: int) -> bool:
-        until = time.monotonic() + 5
-        while Path(f"/proc/{process}").exists() and time.monotonic() < until:
-            time.sleep(0.05)
-        return not Path(f"/proc/{process}").exists()
-
-    return of
+def home(homes: Any, tmp_path: Path) -> Home:
+    made: Home = homes(tmp_path)
+    return made

@@ -68,6 +68,16 @@ def test_a_worker_that_waits_takes_little_memory(home: Any) -> None:
     assert "torch" in sys.modules
 
 
+def test_a_worker_whose_leader_has_no_address_says_so(home: Any) -> None:
+    worker = home.start(
+        *("-m", "pac_core.cli", "worker", "--leader", "tcp://desk.invalid:7077"),
+        *("--keys", home.folders["kitchen"].path, "--threads", 1),
+    )
+    worker.wait_for("waiting for a leader")
+    assert "there is no way to 'desk.invalid': " in worker.printed
+    assert worker.interrupt() < 5
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [
@@ -100,7 +110,10 @@ def test_a_worker_whose_key_is_wrong_ends_with_a_line(home: Any, name: str, told
         (["worker", "--leader", "desk:7077", "--keys", "KEYS"], "address 'desk:7077' cannot be used"),
         (["worker", "--leader", "tcp://a:1", "--keys", "/nowhere"], "there are no keys in /nowhere"),
         (["worker", "--leader", "tcp://a:1", "--transport", "local"], "is not for workers that people start"),
+        (["worker", "--leader", "tcp://a:1", "--listen", "eth99"], "cannot listen at 'eth99'"),
+        (["worker", "--leader", "tcp://a:1", "--listen", "tcp://192.0.2.1:7000"], "cannot listen at '192.0.2.1'"),
         (["devices", "--cluster", "none.yaml"], "none.yaml: no such file"),
+        (["keys", "allow", "none.pub"], "none.pub: no such file"),
     ],
     ids=str,
 )
