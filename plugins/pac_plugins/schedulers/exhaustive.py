@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import combinations, product
+from itertools import combinations, pairwise, permutations, product
 
 from pac_core.contracts.cluster import Cluster, DeviceProfile, Job, Profile
 from pac_core.contracts.scheduler import Plan, Scheduler, StagePlan
@@ -19,13 +19,21 @@ from pac_plugins.schedulers.parts import micro_batches, slices
 MOST = 8
 """Devices beyond which trying everything would take hours."""
 
+SPLITS = 35
+"""Ways to split rows that are all tried; of more, the one alone that `share_rows` gives."""
+
+ORDERS = 12
+"""Orders of devices inside of a plan's groups that are all tried; of more, the cluster's alone. They decide who sends
+which rows to whom."""
+
 
 class ExhaustiveScheduler(Scheduler):
     """The plan whose mini-batch takes least time in the simulator.
 
-    Of all numbers of stages, groups of devices in any order, cuts, and limits of micro-batches in flight; devices may
-    be left out. Rows are split so that a group's slowest device is as fast as can be. A plan is simulated only if a
-    bound below its time is better than the best so far.
+    Of all numbers of stages, groups of devices, cuts, splits of rows, and limits of micro-batches in flight; devices
+    may be left out. In groups that are large, rows are split only so that the slowest device is as fast as can be, and
+    devices stay in the cluster's order (see `SPLITS`, `ORDERS`). A plan is simulated only if a bound below its time is
+    better than the best so far.
     """
 
     def plan(self, profile: Profile, cluster: Cluster, job: Job) -> Plan:
@@ -67,7 +75,7 @@ class _Search:
         self.found, self.cluster, self.size = found, cluster, size
         self.batch, self.count = job.batch_size, micro_batches(job, size)
         self.best: tuple[float, Plan | None] = (math.inf, None)
-        self.stage = cache(self._stage)
+        self.ways = cache(self._ways)
 
     def run(self, best: tuple[float, Plan | None]) -> tuple[float, Plan | None]:
         """The better one of ``best`` and what this search finds, as seconds and plan."""
@@ -94,19 +102,26 @@ class _Search:
             ends = ends[-1:]
         in_flight = min(stages - len(done), limit)
         for members in _groups(free, self.cluster):
+            left = tuple(device for device in free if device not in members)
             for end in ends:
-                stage = self.stage(members, start, end, in_flight)
-                if stage is None:
+                ways = self.ways(members, start, end, in_flight)
+                if not ways:
                     break
-                if self._bound((*done, stage)) < self.best[0]:
-                    left = tuple(device for device in free if device not in members)
-                    self._extend((*done, stage), stages, limit, left)
+                for stage in ways:
+                    if self._bound((*done, stage)) < self.best[0]:
+                        self._extend((*done, stage), stages, limit, left)
 
-    def _stage(self, members: tuple[DeviceProfile, ...], first: int, last: int, in_flight: int) -> _Stage | None:
-        """The stage with rows split best; None if they do not fit."""
-        rows = share_rows(self.found, members, first, last, self.size, in_flight)
-        if rows is None:
-            return None
+    def _ways(self, members: tuple[DeviceProfile, ...], first: int, last: int, in_flight: int) -> list[_Stage]:
+        """The stage with rows split in each way that fits, the best first."""
+        splits = _splits(self.size, len(members))
+        if splits is None:
+            best = share_rows(self.found, members, first, last, self.size, in_flight)
+            splits = [] if best is None else [best]
+        room = [_rows_that_fit(self.found, member, first, last, in_flight) for member in members]
+        fitting = [rows for rows in splits if all(own <= most for own, most in zip(rows, room))]
+        return sorted((self._stage(members, rows, first, last) for rows in fitting), key=lambda stage: stage.slowest)
+
+    def _stage(self, members: tuple[DeviceProfile, ...], rows: tuple[int, ...], first: int, last: int) -> _Stage:
         own = [self.found.seconds(member, first, last, count) for member, count in zip(members, rows)]
         quickest = Seconds(min(one.forward for one in own), min(one.backward for one in own))
         return _Stage(members, rows, first, last, quickest, max(one.both for one in own))
@@ -122,23 +137,38 @@ class _Search:
         return most
 
     def _judge(self, stages: Sequence[_Stage], limit: int) -> None:
-        plan = Plan(
-            tuple(
-                StagePlan(
-                    slices(self.slots[stage.first : stage.last]),
-                    tuple(member.name for member in stage.members),
-                    stage.rows,
-                )
-                for stage in stages
-            ),
-            self.count,
-            scheduler="exhaustive",
-            in_flight=None if limit == min(len(stages), self.count) else limit,
-        )
+        """Simulate the plan, with the devices of each group in any order."""
         places = [(stage.first, stage.last) for stage in stages]
-        seconds = play(plan, self.found, places, self.cluster, self.batch).seconds
-        if seconds < self.best[0]:
-            self.best = seconds, plan
+        for ordered in _orders(stages):
+            held = tuple(
+                StagePlan(slices(self.slots[first:last]), tuple(d.name for d, _ in group), tuple(r for _, r in group))
+                for group, (first, last) in zip(ordered, places)
+            )
+            most = min(len(stages), self.count)
+            plan = Plan(held, self.count, scheduler="exhaustive", in_flight=None if limit == most else limit)
+            seconds = play(plan, self.found, places, self.cluster, self.batch).seconds
+            if seconds < self.best[0]:
+                self.best = seconds, plan
+
+
+Shares = Sequence[tuple[DeviceProfile, int]]
+"""Devices of a group, each with its rows."""
+
+
+def _orders(stages: Sequence[_Stage]) -> Iterable[Sequence[Shares]]:
+    """Each group's devices with their rows, in all orders if there are not too many. A stage alone sends nothing."""
+    given = [list(zip(stage.members, stage.rows)) for stage in stages]
+    if len(stages) == 1 or math.prod(math.factorial(len(group)) for group in given) > ORDERS:
+        return [given]
+    return product(*(list(permutations(group)) for group in given))
+
+
+def _splits(size: int, count: int) -> list[tuple[int, ...]] | None:
+    """All ways to give ``size`` rows to ``count`` devices, at least one each; None if there are too many."""
+    if math.comb(size - 1, count - 1) > SPLITS:
+        return None
+    marks = combinations(range(1, size), count - 1)
+    return [tuple(b - a for a, b in pairwise((0, *cut, size))) for cut in marks]
 
 
 def share_rows(

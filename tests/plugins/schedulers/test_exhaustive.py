@@ -75,7 +75,6 @@ def made(groups: list[tuple[str, ...]], ranges: list[tuple[int, int]]) -> list[P
 @given(tiny_cases())
 @settings(deadline=None, max_examples=40)
 def test_no_plan_at_all_is_faster(case: Any) -> None:
-    """Of plans whose rows are not split best, either; there a group may be faster in one pass alone."""
     profile, cluster = case
     lines = [simulate(plan, profile, cluster, MINE) for plan in every_plan(profile, cluster)]
     times = [line.step_s for line in lines if not line.out_of_memory]
@@ -85,7 +84,7 @@ def test_no_plan_at_all_is_faster(case: Any) -> None:
         return
     found = simulate(make_exhaustive().plan(profile, cluster, MINE), profile, cluster, MINE)
     assert not found.out_of_memory
-    assert found.step_s <= min(times) * 1.02
+    assert found.step_s <= min(times) * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("make", [make_single, make_data_parallel, make_pipeline, make_pac])
@@ -100,7 +99,7 @@ def test_no_other_scheduler_is(make: Any, case: Any) -> None:
         return
     assert not other.out_of_memory
     found = simulate(make_exhaustive().plan(profile, cluster, job), profile, cluster, job)
-    assert found.step_s <= other.step_s * 1.02
+    assert found.step_s <= other.step_s * (1 + 1e-9)
 
 
 def test_rows_go_where_they_are_done_first_as_memory_allows() -> None:
