@@ -101,6 +101,7 @@ class _Play:
         self.devices = list(self._devices())
         self.ranks = [plan.group(stage) for stage in range(len(plan.stages))]
         self.durations: dict[tuple[int, int], Seconds] = {}
+        self.common: dict[tuple[int, bool, int], list[tuple[int, int]]] = {}
         self.events: list[tuple[float, int, int, Action, bool]] = []
         self.sending: dict[int | None, float] = {}
         self.receiving: dict[int, float] = {}
@@ -157,11 +158,18 @@ class _Play:
 
     def _neighbours(self, rank: int, action: Action, *, incoming: bool) -> list[tuple[int, int]]:
         """Ranks that the action gets messages from, or sends to, and the rows that are in them."""
+        key = rank, (action.kind == "forward") == incoming, self.sizes[action.micro]
+        if key not in self.common:
+            self.common[key] = self._found(*key)
+        return self.common[key]
+
+    def _found(self, rank: int, before: bool, size: int) -> list[tuple[int, int]]:
+        """Ranks of the stage before or after that have rows in common with this one, and how many."""
         device = self.devices[rank]
-        stage = device.stage + (-1 if (action.kind == "forward") == incoming else 1)
+        stage = device.stage + (-1 if before else 1)
         if not 0 <= stage < len(self.ranks):
             return []
-        shares = self.shares[self.sizes[action.micro]]
+        shares = self.shares[size]
         first, last = shares[device.stage][device.place]
         common = [(r, min(last, b) - max(first, a)) for r, (a, b) in zip(self.ranks[stage], shares[stage])]
         return [(other, rows) for other, rows in common if rows > 0]

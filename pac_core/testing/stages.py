@@ -92,7 +92,9 @@ def cases(draw: Any, kind: str, *, stages: int = 6, group: int = 4, micro_batche
         devices = tuple(f"{number}.{i}" for i in range(sizes[number]))
         planned.append(StagePlan(_slices(slots[start:end]), devices, split))
     micro = draw(st.integers(1, micro_batches))
-    plan = Plan(tuple(planned), micro, draw(st.sampled_from(["1f1b", "1f1b", "gpipe"])))
+    schedule = draw(st.sampled_from(["1f1b", "1f1b", "gpipe"]))
+    limit = draw(st.none() | st.integers(1, 3)) if schedule == "1f1b" else None
+    plan = Plan(tuple(planned), micro, schedule, in_flight=limit)
     batches = []
     for step in range(len(STEPS)):
         count = draw(st.integers((micro - 1) * rows + 1, micro * rows))
