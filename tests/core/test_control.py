@@ -201,13 +201,13 @@ def test_no_message_crashes_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @given(st.lists(mutated() | twisted(), max_size=6))
 def test_no_message_crashes_a_leader(said: list[Any]) -> None:
     """Before a run, and while it is watched."""
-    from pac_core.runtime.cluster_crew import _Watch
     from pac_core.runtime.gathering import Attendance, Gathering
+    from pac_core.runtime.watch import Watch
 
     gathering = object.__new__(Gathering)
     gathering.meeting, gathering.attendance = Wire(), Attendance()
     gathering.name, gathering.workers = "desk", ["kitchen"]
-    watch = _Watch(Wire(), "j", ["kitchen", "garage"])
+    watch = Watch(Wire(), "j", ["kitchen", "garage"])
     for data in said:
         message = as_message(data)
         if message is not None:
