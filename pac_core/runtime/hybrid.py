@@ -18,7 +18,7 @@ from pac_core.batches import Dataset
 from pac_core.contracts.backbone import Backbone
 from pac_core.contracts.scheduler import Plan
 from pac_core.errors import RunFailed
-from pac_core.examples import Example
+from pac_core.examples import Example, Segment
 from pac_core.malloc import return_large_blocks
 from pac_core.model import PacModel
 from pac_core.runtime.fill import calibrate, calibration_samples, regression_targets
@@ -109,10 +109,11 @@ def fill(
     owners: Sequence[int],
     stop: StopFlag,
     on_progress: Callable[[int, int], None],
+    later: Sequence[Example] = (),
 ) -> int:
-    """As `fill_shares`, and then bring each sample's whole entries to its owner."""
+    """As `fill_shares`, and then bring each sample's whole entries to its owner; ``later`` as in `end_spread`."""
     samples = fill_shares(device, examples, owners, stop, on_progress)
-    end_spread(device, begin_spread(device, examples, owners), examples)
+    end_spread(device, begin_spread(device, examples, owners), examples, later)
     device.team.filled(device.holding.whole, stop)
     return samples
 
@@ -167,8 +168,13 @@ def begin_spread(
     return Spreading(work, there)
 
 
-def end_spread(device: Device, spreading: Spreading, examples: Sequence[Example]) -> None:
+def end_spread(
+    device: Device, spreading: Spreading, examples: Sequence[Example], later: Sequence[Example] = ()
+) -> None:
     """Wait until all entries are at their owners, and drop the devices' shares of them.
+
+    Args:
+        later: samples that are yet to be spread: shares of texts that are among them too stay.
 
     Raises:
         RunFailed: an entry is gone.
@@ -184,9 +190,8 @@ def end_spread(device: Device, spreading: Spreading, examples: Sequence[Example]
             "them again; if it has a budget (cache.budget_bytes), raise that first"
         )
     if holding.share is not None and holding.share.namespace_id != holding.whole.namespace_id:
-        streams = holding.stages[device.pipeline.number]
-        kept = {segment.content: segment for e in examples for s in streams for segment in of_stream(e, s)}
-        holding.share.delete(holding.share.keys(list(kept.values())))
+        over, needed = (_segments_of(device, samples) for samples in (examples, later))
+        holding.share.delete(holding.share.keys([over[content] for content in over.keys() - needed.keys()]))
 
 
 def set_scales(device: Device, examples: Sequence[Example], stop: StopFlag) -> None:
@@ -298,6 +303,12 @@ def _incomplete(device: Device, examples: Sequence[Example]) -> set[int]:
     marks[device.pipeline.number] = 1
     marks[device.pipeline.number, device.stage.missing(examples)] = 0
     return set((_summed(device, marks) == 0).any(0).nonzero()[:, 0].tolist())
+
+
+def _segments_of(device: Device, examples: Sequence[Example]) -> dict[bytes, Segment]:
+    """The segments of which this device's share of the cache has entries, by their content."""
+    streams = device.holding.stages[device.pipeline.number]
+    return {segment.content: segment for e in examples for s in streams for segment in of_stream(e, s)}
 
 
 def _summed(device: Device, marks: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class Stages:
         elif not scaled:
             hybrid.set_scales(device, work.train.examples, stop)
         filled = Filled(time.perf_counter() - began, samples)
-        hybrid.fill(device, work.eval.examples, owners_in(work.eval), stop, on_progress)
+        hybrid.fill(device, work.eval.examples, owners_in(work.eval), stop, on_progress, later=work.train.examples)
         if not self.learns:
             self._leave(1)
         return filled

@@ -107,6 +107,20 @@ def test_stages_end_with_the_weights_of_one_device(
     assert drawn == (fill == "train-while-fill")
 
 
+@pytest.mark.parametrize("store", ["disk", "memory"])
+@pytest.mark.parametrize("fill", ["prefill", "train-while-fill"])
+def test_texts_may_be_in_training_and_evaluation_data(
+    run: Any, in_stages: Any, weights: Any, texts: Any, write: Any, tmp_path: Path, fill: str, store: str
+) -> None:
+    """At different owners; both need what a stage has of them, one after the other."""
+    rows = texts(25)
+    given = {**EXACT, "epochs": 2, "eval": write("eval.jsonl", rows[::-2]), "fill": fill}
+    one = run(rows, **given, output=tmp_path / "one", cache__dir=tmp_path / "cache-1")
+    several = in_stages(rows, PLANS["bert"], **given, cache__store=store)
+    for name, wanted in weights(one).items():
+        torch.testing.assert_close(weights(several)[name], wanted, msg=name, **CLOSE)
+
+
 @pytest.mark.parametrize("fill", ["prefill", "train-while-fill"])
 def test_pairs_read_apart_are_filled_ahead(
     run: Any, in_stages: Any, weights: Any, texts: Any, tmp_path: Path, fill: str
