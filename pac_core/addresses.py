@@ -68,16 +68,19 @@ def own_address(towards: str) -> str:
         raise BadInput(f"there is no way to '{host}': {error.strerror or error}") from error
 
 
-def free_port(host: str) -> int:
-    """A port of ``host``, an address of this machine, that nobody listens at.
+def free_port(host: str, port: int = 0) -> int:
+    """A port of ``host``, an address of this machine, that nobody listens at: ``port``, or any if that is 0.
 
     Raises:
-        BadInput: it is no address of this machine.
+        BadInput: it is no address of this machine, or the port is in use.
     """
     try:
-        family, kind, _, _, place = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
+            if port:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as who is to listen there does
             probe.bind(place)
             return int(probe.getsockname()[1])
     except OSError as error:
-        raise BadInput(f"cannot listen at '{host}': {error.strerror or error}") from error
+        wanted = join_address(host, port) if port else host
+        raise BadInput(f"cannot listen at '{wanted}': {error.strerror or error}") from error
