@@ -151,7 +151,7 @@ class Join:
         found = [f"device {rank} did not come to {own}" for rank in sorted(higher)]
         found += [f"device {rank} was not reached at {self._peers[rank].address}" for rank in sorted(self._awaited)]
         if found:
-            raise TransportTimeout(f"{' and '.join(found)} in time{self._note}; is a firewall between them?")
+            raise TransportTimeout(f"{' and '.join(found)} in time{self._note}; a firewall may be in between")
 
 
 def _check(address: str) -> re.Match[str]:
