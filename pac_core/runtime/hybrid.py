@@ -6,7 +6,7 @@ Every device of the plan calls the same functions with the same samples, in the 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 
@@ -124,13 +124,16 @@ def fill_shares(
     owners: Sequence[int],
     stop: StopFlag,
     on_progress: Callable[[int, int], None],
+    plan: Callable[[Sequence[int]], Sequence[int]] = lambda todo: (),
 ) -> int:
     """Run the backbone through the stages for every sample that its owner's cache lacks, unless the devices' shares of
-    the cache have it. Returns for how many it ran.
+    the cache have it. Returns for how many it was to run.
 
     Args:
         owners: for each sample the rank that works on it in later epochs.
         on_progress: told of samples done, and to do.
+        plan: given the samples to do, returns those that a stopped fill had set out for; see
+            `pac_core.taps.TapReader.fill`.
 
     Raises:
         KeyboardInterrupt: a stop was requested; what was filled is flushed, and is not run again.
@@ -138,8 +141,10 @@ def fill_shares(
         StoreFull: the cache has no room; what was filled stays.
     """
     todo = sorted({*_lacked_by_owners(device, examples, owners)} & _incomplete(device, examples))
+    planned = sorted({*todo, *plan(todo)})
+    needed = set(np.searchsorted(planned, todo).tolist())
     try:
-        _run_backbone(device, [examples[i] for i in todo], stop, on_progress)
+        _run_backbone(device, [examples[i] for i in planned], stop, on_progress, needed=needed)
     finally:
         device.holding.whole.flush()  # and with it the share, which is in the same store
     device.team.filled(device.holding.whole, stop)
@@ -246,20 +251,24 @@ def _run_backbone(
     stop: StopFlag,
     on_progress: Callable[[int, int], None],
     keep: Callable[[Part], Tensor] | None = None,
+    needed: Set[int] | None = None,
 ) -> list[Tensor]:
     """Run the backbone through the stages over samples, the longest first, so that there is next to no padding; returns
-    what `Pipeline.fill` does."""
+    what `Pipeline.fill` does. Batches without one of the ``needed`` samples, if these are given, are left out."""
     stages = len(device.plan.stages)
-    rows = sorted(examples, key=lambda example: -len(example))
-    tokens = min(PASS_TOKENS, max(sum(map(len, rows)) // (PASSES * stages), 1))
+    rows = sorted(range(len(examples)), key=lambda i: -len(examples[i]))
+    tokens = min(PASS_TOKENS, max(sum(map(len, examples)) // (PASSES * stages), 1))
     kept: list[Tensor] = []
     done = 0
     while done < len(rows):
-        plan = widened(device.plan, tokens // len(rows[done]))
-        batch = rows[done : done + plan.micro_batch_size * PASSES * stages]
+        plan = widened(device.plan, tokens // len(examples[rows[done]]))
+        chosen = rows[done : done + plan.micro_batch_size * PASSES * stages]
+        done += len(chosen)
+        if needed is not None and needed.isdisjoint(chosen):
+            continue
+        batch = [examples[i] for i in chosen]
         pipeline = Pipeline(plan, device.stage, device.pipeline.transport, timeout=PATIENCE)
         kept += pipeline.fill(len(batch), device.given(batch), keep)
-        done += len(batch)
         device.model.reader.counters.backbone_samples += own_rows(plan, device.team.rank, len(batch))
         on_progress(done, len(rows))
         if device.team.total([stop.requested])[0]:

@@ -60,7 +60,10 @@ def test_a_file_says_who_takes_part(load: Any) -> None:
         (("192.168.1.10:7077", "0.0.0.0:7077"), r"cluster\.yaml:1: leader = .*by which the others reach this device"),
         (("192.168.1.11:7100", "192.168.1.11:71000"), r"cluster\.yaml:7: devices\.1\.address = "),
         (("name: kitchen", "name: desk"), r"^\S*cluster\.yaml: device 'desk' is there twice$"),
-        (("threads: 4", "threads: 5000"), r"cluster\.yaml:5: devices\.0\.threads = 5000: .* less than or equal to 4096"),
+        (
+            ("threads: 4", "threads: 5000"),
+            r"cluster\.yaml:5: devices\.0\.threads = 5000: .* less than or equal to 4096",
+        ),
         (
             ("tcp://192.168.1.11:7100", "tcp://192.168.1.10:7077"),
             r"cluster\.yaml: address tcp://192\.168\.1\.10:7077 is there twice; each listener needs a port of its own$",

@@ -229,11 +229,21 @@ def test_processes_that_train_while_they_fill_go_on_after_a_stop(
 def test_a_prefill_that_was_stopped_keeps_what_it_has(
     run: Any, in_stages: Any, weights: Any, texts: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
+    """What is left goes through the backbone in the batches of a run that was not stopped, which decide last bits."""
     monkeypatch.setattr(hybrid, "PASS_TOKENS", 1)
     monkeypatch.setattr(hybrid, "PASSES", 1)
     given = {**EXACT, "epochs": 1}
     one = run(texts(25), **given, output=tmp_path / "one", cache__dir=tmp_path / "cache-1")
-    real, calls = hybrid.Pipeline.fill, []
+    real, calls, batches = hybrid.Pipeline.fill, [], set()
+
+    def noted(pipeline: Any, rows: int, batch: Any, *given: Any) -> Any:
+        batches.add(tuple(segment.content for example in batch for segment in example.segments))
+        return real(pipeline, rows, batch, *given)
+
+    monkeypatch.setattr(hybrid.Pipeline, "fill", noted)
+    in_stages(texts(25), PLANS["bert"], **given, output=tmp_path / "whole", cache__dir=tmp_path / "cache-2")
+    whole = set(batches)
+    batches.clear()
 
     def third_fails(pipeline: Any, rows: int, *given: Any) -> Any:
         calls.append(rows)
@@ -244,8 +254,11 @@ def test_a_prefill_that_was_stopped_keeps_what_it_has(
     monkeypatch.setattr(hybrid.Pipeline, "fill", third_fails)
     with pytest.raises(RuntimeError, match="the power went"):
         in_stages(texts(25), PLANS["bert"], **given)
-    monkeypatch.setattr(hybrid.Pipeline, "fill", real)
+    for lost in sorted((tmp_path / "cache").glob("*.shard"))[:1]:
+        os.truncate(lost, lost.stat().st_size - 1)  # as a kill may leave it
+    monkeypatch.setattr(hybrid.Pipeline, "fill", noted)
     resumed = in_stages(texts(25), PLANS["bert"], **given, resume=True)
+    assert batches < whole
     assert 0 < resumed.metrics["epochs"][0]["backbone_samples"] < 25
     for name, wanted in weights(one).items():
         torch.testing.assert_close(weights(resumed)[name], wanted, msg=name, **CLOSE)
