@@ -365,3 +365,9 @@ def test_a_plan_for_other_devices_is_refused_by_name(in_stages: Any, texts: Any,
     plan = Plan((StagePlan({ENCODER: (0, 1)}, ("pi",), (2,)), StagePlan({ENCODER: (1, 3)}, ("nas",), (2,))), 4)
     with pytest.raises(BadInput, match=r"given\.json: a plan for other devices: it names pi, nas, and this run has"):
         in_stages(texts(25), plan)
+
+
+def test_a_plan_for_another_model_is_refused_with_its_file(in_stages: Any, texts: Any) -> None:
+    plan = stages({ENCODER: (0, 3)}, {ENCODER: (3, 6)}, groups=[(2,), (2,)])
+    with pytest.raises(BadInput, match=r"given\.json: a plan for another model: the stages run encoder \[0, 3\); "):
+        in_stages(texts(25), plan)
