@@ -69,23 +69,30 @@ def own_address(towards: str) -> str:
         raise BadInput(f"there is no way to '{host}': {error.strerror or error}") from error
 
 
-def free_port(host: str) -> int:
-    """A port of ``host``, an address of this machine, that nobody listens at.
+def free_port(host: str, port: int = 0) -> int:
+    """A port of ``host``, an address of this machine, that nobody listens at: ``port``, or any if that is 0.
 
     Raises:
-        BadInput: it is no address of this machine.
+        BadInput: it is no address of this machine, or the port is in use.
     """
-    return free_ports(host, 1)[0]
+    return _free(host, port, 1)[0]
 
 
 def free_ports(host: str, count: int) -> list[int]:
     """So many different ones of `free_port`."""
+    return _free(host, 0, count)
+
+
+def _free(host: str, port: int, count: int) -> list[int]:
     try:
-        family, kind, _, _, place = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with contextlib.ExitStack() as open_probes:
             probes = [open_probes.enter_context(socket.socket(family, kind)) for _ in range(count)]
             for probe in probes:
+                if port:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as who is to listen there does
                 probe.bind(place)
             return [int(probe.getsockname()[1]) for probe in probes]
     except OSError as error:
-        raise BadInput(f"cannot listen at '{host}': {error.strerror or error}") from error
+        wanted = join_address(host, port) if port else host
+        raise BadInput(f"cannot listen at '{wanted}': {error.strerror or error}") from error

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from pac_core.addresses import interface_address, split_address
+from pac_core.control import MOST_THREADS
 from pac_core.errors import BadInput
 from pac_core.keys import default_folder
 from pac_core.settings import Part, explain, read_yaml
@@ -38,7 +39,7 @@ class ClusterDevice(Part):
     """Its name on the leader's allow-list."""
     address: str | None = None
     """Where it listens for the other devices, tcp://HOST:PORT; a free port that it chooses if left out."""
-    threads: int | None = Field(default=None, gt=0)
+    threads: int | None = Field(default=None, gt=0, le=MOST_THREADS)
     """Threads that it computes with; its cores if left out."""
     memory: Bytes | None = None
     """Most bytes that a run may take there, as in 3GB; what is free if left out."""
@@ -77,11 +78,15 @@ class Cluster(Part):
         return _checked_address(value)
 
     @model_validator(mode="after")
-    def _names(self) -> Self:
+    def _different(self) -> Self:
         names = [device.name for device in self.devices]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"device '{twice[0]}' is there twice")
+        places = [self.leader, *(device.address for device in self.devices if device.address is not None)]
+        shared = sorted({place for place in places if places.count(place) > 1})
+        if shared:
+            raise ValueError(f"address {shared[0]} is there twice; each listener needs a port of its own")
         return self
 
     def workers(self, leader: str) -> tuple[ClusterDevice, ...]:

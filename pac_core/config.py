@@ -7,11 +7,19 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from pac_core.contracts.adapter import AdapterConfig
 from pac_core.errors import BadInput
 from pac_core.settings import Part, explain, read_yaml
+
+
+def _utf8(path: Path | None) -> Path | None:
+    try:
+        str(path or "").encode()
+    except UnicodeEncodeError:  # it is to stand in JSON, and in messages to other devices
+        raise ValueError("its name is not UTF-8; choose another") from None
+    return path
 
 
 class CacheConfig(Part):
@@ -29,6 +37,8 @@ class CacheConfig(Part):
     """What happens then: stop with an error, or drop the entries used longest ago."""
     share: bool = False
     """Let one folder hold entries of several backbones."""
+
+    _named = field_validator("dir")(_utf8)
 
 
 class OptimizerConfig(Part):
@@ -113,6 +123,8 @@ class RunConfig(Part):
     model."""
     plan: Path | None = None
     """A plan.json that a former run on the same devices wrote, to be used again."""
+
+    _named = field_validator("output", "plan")(_utf8)
 
     @classmethod
     def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Self:

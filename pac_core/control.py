@@ -19,6 +19,9 @@ from pac_core.facts import DeviceFacts
 Text = Annotated[str, Field(max_length=1000)]
 JobName = Annotated[str, Field(min_length=1, max_length=100)]
 
+MOST_THREADS = 4096
+"""That a device may be asked to compute with."""
+
 
 class _Said(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -95,7 +98,7 @@ class Job(_Said):
     config: dict[str, JsonValue]
     rank: int = Field(ge=0)
     peers: list[PeerAddress]
-    threads: int = Field(ge=0, le=4096)
+    threads: int = Field(ge=0, le=MOST_THREADS)
     transport: Text
     blocked: list[Text]
 

@@ -34,9 +34,9 @@ def main() -> int:
         sys.stdout.buffer.flush()
         with connect(assignment, registry) as transport:
             FineTuner(config, registry=registry).take_part(transport)
-    except PacError as error:
+    except (PacError, OSError) as error:
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr, flush=True)
-        return error.exit_code
+        return getattr(error, "exit_code", 1)
     except KeyboardInterrupt:
         return 130
     return 0

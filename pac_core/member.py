@@ -31,11 +31,11 @@ def main() -> int:
     torch.set_num_threads(post.threads)
     try:
         take_part(post)
-    except PacError as error:
+    except (PacError, OSError) as error:
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr, flush=True)
         if isinstance(error, PeerLost):
             watch.join(FAREWELL_SECONDS)  # if it is the leader that is gone, its files are to go too
-        return error.exit_code
+        return getattr(error, "exit_code", 1)
     except KeyboardInterrupt:
         return 130
     return 0

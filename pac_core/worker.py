@@ -119,8 +119,9 @@ class Worker:
     ) -> None:
         reason = "it was stopped there" if kind is KeyboardInterrupt else readable(error or "its work is done")
         if kind is not None:
-            for who in self._leaders:
-                self._send(who, Leaving(reason=reason))
+            for who, name in self._leaders.items():
+                if self._send(who, Leaving(reason=reason)):
+                    self._say(f"the leader '{name}' has been told that this worker leaves")
         try:
             self._finish()
         finally:
@@ -199,7 +200,7 @@ class Worker:
         """Where to listen for the other devices: as the leader says, as the worker was told, or where there is room."""
         chosen = fixed or self._options.listen
         if chosen.startswith("tcp://"):
-            split_address(chosen)
+            free_port(*split_address(chosen))
             return chosen
         host = chosen or own_address(leader)
         return join_address(host, free_port(host))
@@ -277,8 +278,8 @@ class Worker:
             if self._held is not None and self._held.process is not None:
                 self._held.process.release()
 
-    def _send(self, who: str, message: Message) -> None:
-        self._meeting.send(who, write(message))  # to one that is gone: the meeting tells of it
+    def _send(self, who: str, message: Message) -> bool:
+        return self._meeting.send(who, write(message))  # False for one that is gone, of which the meeting tells
 
 
 def _check(result: Ended) -> None:

@@ -13,6 +13,7 @@ from pac_core.cli.app import say
 from pac_core.cli.keys import Keys
 from pac_core.cli.options import NoPlugin
 from pac_core.contracts.meeting import MeetingOptions
+from pac_core.control import MOST_THREADS
 from pac_core.errors import BadInput
 from pac_core.facts import core_count, facts_of_process
 from pac_core.keys import KeyFolder, default_folder
@@ -38,7 +39,9 @@ def worker(
             metavar="ADDRESS", help="Where to listen for the other devices: a host, tcp://HOST:PORT or an interface."
         ),
     ] = "",
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads to compute with (default: all cores)")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=MOST_THREADS, help="Threads to compute with (default: all cores)")
+    ] = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Folder for the cache, in place of the leader's.")] = None,
     once: Annotated[bool, typer.Option("--once", help="End after one run.")] = False,
     discover: Annotated[bool, typer.Option("--discover", help="Find the leader in the local network (mDNS).")] = False,
@@ -75,7 +78,7 @@ def worker(
         with Worker(meeting, facts, options, say) as at_work:
             at_work.run()
     except KeyboardInterrupt:
-        say("stopped; the leader has been told")
+        say("stopped")
         raise
     finally:
         meeting.close(0.0)

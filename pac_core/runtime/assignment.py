@@ -44,8 +44,8 @@ class Assignment:
     blocked: Sequence[str] = ()
 
 
-def connect(assignment: Assignment, registry: Registry) -> Any:
-    """The `Transport` between the devices of a job, once all are there.
+def connect(assignment: Assignment, registry: Registry, seconds: float = CONNECT_SECONDS) -> Any:
+    """The `Transport` between the devices of a job, once all are there, which may take so many seconds.
 
     Raises:
         UnknownPlugin, BadInput, Refused, TransportTimeout: as the transport contract says.
@@ -58,7 +58,7 @@ def connect(assignment: Assignment, registry: Registry) -> Any:
         terms={"pac": own_version(), "job": assignment.job},
         keys=Path(assignment.keys),
         cluster=assignment.cluster,
-        timeout=CONNECT_SECONDS,
+        timeout=seconds,
         silence=SILENCE_SECONDS,
     )
     return registry.get("transports", assignment.transport)(options)

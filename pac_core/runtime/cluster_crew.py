@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import uuid
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,9 @@ log = logging.getLogger("pac")
 
 READY_SECONDS = 600.0
 """How long a worker may take to load."""
+
+REACH_SECONDS = 60.0
+"""How long workers that are ready may take to connect: they look for the leader several times a second."""
 
 LINK_BITS, LINK_SECONDS = 1e8, 1e-3
 """What a link is taken to be for planning: bit a second, and seconds on the way."""
@@ -148,13 +152,18 @@ class ClusterCrew:
         assert self._watch is not None
         assert self._own is not None
         self._watch.wait_ready(READY_SECONDS)
-        self._transport = self._watch.connected(partial(connect, self._own, self.registry))
+        self._transport = self._watch.connected(partial(connect, self._own, self.registry, REACH_SECONDS))
         return self._transport
 
     def explain(self, error: TransportError) -> RunFailed:
         """``error`` as the user is to read it: which device is gone and why, if one is."""
         assert self._watch is not None
-        return RunFailed(f"{self._watch.cause(EXPLAIN_SECONDS) or error}; {RESUME}")
+        return RunFailed(f"{self._named(self._watch.cause(EXPLAIN_SECONDS) or str(error))}; {RESUME}")
+
+    def _named(self, text: str) -> str:
+        """``text`` of a transport, which knows the devices by rank alone, with their names."""
+        names = {f"device {rank}": f"device '{name}'" for rank, name in enumerate([self._leader, *self.facts])}
+        return re.sub(r"\bdevice \d+\b", lambda found: names.get(found[0], found[0]), text)
 
     def _start(self, gathering: Gathering, offers: dict[str, str]) -> None:
         """Send each worker its job."""

@@ -76,18 +76,17 @@ def prefill(
     team.bring(cache, model.reader.taps, data, team.held(model.reader.missing(data.examples), total))
 
 
-def planned_fill(model: PacModel, examples: Sequence[Example], path: Path, resume: bool) -> list[int]:
-    """Indices of the examples that are to be filled, noted in ``path``; on ``resume`` those that the stopped run noted,
-    if it was over the same examples."""
+def planned_fill(missing: Sequence[int], examples: Sequence[Example], path: Path, resume: bool) -> list[int]:
+    """Indices of the examples that are to be filled, the ``missing`` ones, noted in ``path``; on ``resume`` those that
+    the stopped run noted, if it was over the same examples."""
     data = data_digest(examples)
     if resume and path.exists():
         with contextlib.suppress(BadInput, KeyError, TypeError):  # a damaged note costs the last bits only
             saved: Any = read_json(path, "what a stopped run had to fill")
             if saved["data"] == data:
                 return [i for i in saved["samples"] if 0 <= i < len(examples)]
-    missing = model.reader.missing(examples)
-    write_json(path, {"data": data, "samples": missing})
-    return missing
+    write_json(path, {"data": data, "samples": list(missing)})
+    return list(missing)
 
 
 def calibrate(model: PacModel, data: Dataset, team: Team = ALONE) -> None:

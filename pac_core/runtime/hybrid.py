@@ -6,7 +6,7 @@ Every device of the plan calls the same functions with the same samples, in the 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,7 +18,7 @@ from pac_core.batches import Dataset
 from pac_core.contracts.backbone import Backbone
 from pac_core.contracts.scheduler import Plan
 from pac_core.errors import RunFailed
-from pac_core.examples import Example
+from pac_core.examples import Example, Segment
 from pac_core.malloc import return_large_blocks
 from pac_core.model import PacModel
 from pac_core.runtime.fill import calibrate, calibration_samples, regression_targets
@@ -109,10 +109,11 @@ def fill(
     owners: Sequence[int],
     stop: StopFlag,
     on_progress: Callable[[int, int], None],
+    later: Sequence[Example] = (),
 ) -> int:
-    """As `fill_shares`, and then bring each sample's whole entries to its owner."""
+    """As `fill_shares`, and then bring each sample's whole entries to its owner; ``later`` as in `end_spread`."""
     samples = fill_shares(device, examples, owners, stop, on_progress)
-    end_spread(device, begin_spread(device, examples, owners), examples)
+    end_spread(device, begin_spread(device, examples, owners), examples, later)
     device.team.filled(device.holding.whole, stop)
     return samples
 
@@ -123,13 +124,16 @@ def fill_shares(
     owners: Sequence[int],
     stop: StopFlag,
     on_progress: Callable[[int, int], None],
+    plan: Callable[[Sequence[int]], Sequence[int]] = lambda todo: (),
 ) -> int:
     """Run the backbone through the stages for every sample that its owner's cache lacks, unless the devices' shares of
-    the cache have it. Returns for how many it ran.
+    the cache have it. Returns for how many it was to run.
 
     Args:
         owners: for each sample the rank that works on it in later epochs.
         on_progress: told of samples done, and to do.
+        plan: given the samples to do, returns those that a stopped fill had set out for; see
+            `pac_core.taps.TapReader.fill`.
 
     Raises:
         KeyboardInterrupt: a stop was requested; what was filled is flushed, and is not run again.
@@ -137,8 +141,10 @@ def fill_shares(
         StoreFull: the cache has no room; what was filled stays.
     """
     todo = sorted({*_lacked_by_owners(device, examples, owners)} & _incomplete(device, examples))
+    planned = sorted({*todo, *plan(todo)})
+    needed = set(np.searchsorted(planned, todo).tolist())
     try:
-        _run_backbone(device, [examples[i] for i in todo], stop, on_progress)
+        _run_backbone(device, [examples[i] for i in planned], stop, on_progress, needed=needed)
     finally:
         device.holding.whole.flush()  # and with it the share, which is in the same store
     device.team.filled(device.holding.whole, stop)
@@ -167,8 +173,13 @@ def begin_spread(
     return Spreading(work, there)
 
 
-def end_spread(device: Device, spreading: Spreading, examples: Sequence[Example]) -> None:
+def end_spread(
+    device: Device, spreading: Spreading, examples: Sequence[Example], later: Sequence[Example] = ()
+) -> None:
     """Wait until all entries are at their owners, and drop the devices' shares of them.
+
+    Args:
+        later: samples that are yet to be spread: shares of texts that are among them too stay.
 
     Raises:
         RunFailed: an entry is gone.
@@ -184,9 +195,8 @@ def end_spread(device: Device, spreading: Spreading, examples: Sequence[Example]
             "them again; if it has a budget (cache.budget_bytes), raise that first"
         )
     if holding.share is not None and holding.share.namespace_id != holding.whole.namespace_id:
-        streams = holding.stages[device.pipeline.number]
-        kept = {segment.content: segment for e in examples for s in streams for segment in of_stream(e, s)}
-        holding.share.delete(holding.share.keys(list(kept.values())))
+        over, needed = (_segments_of(device, samples) for samples in (examples, later))
+        holding.share.delete(holding.share.keys([over[content] for content in over.keys() - needed.keys()]))
 
 
 def set_scales(device: Device, examples: Sequence[Example], stop: StopFlag) -> None:
@@ -241,20 +251,24 @@ def _run_backbone(
     stop: StopFlag,
     on_progress: Callable[[int, int], None],
     keep: Callable[[Part], Tensor] | None = None,
+    needed: Set[int] | None = None,
 ) -> list[Tensor]:
     """Run the backbone through the stages over samples, the longest first, so that there is next to no padding; returns
-    what `Pipeline.fill` does."""
+    what `Pipeline.fill` does. Batches without one of the ``needed`` samples, if these are given, are left out."""
     stages = len(device.plan.stages)
-    rows = sorted(examples, key=lambda example: -len(example))
-    tokens = min(PASS_TOKENS, max(sum(map(len, rows)) // (PASSES * stages), 1))
+    rows = sorted(range(len(examples)), key=lambda i: -len(examples[i]))
+    tokens = min(PASS_TOKENS, max(sum(map(len, examples)) // (PASSES * stages), 1))
     kept: list[Tensor] = []
     done = 0
     while done < len(rows):
-        plan = widened(device.plan, tokens // len(rows[done]))
-        batch = rows[done : done + plan.micro_batch_size * PASSES * stages]
+        plan = widened(device.plan, tokens // len(examples[rows[done]]))
+        chosen = rows[done : done + plan.micro_batch_size * PASSES * stages]
+        done += len(chosen)
+        if needed is not None and needed.isdisjoint(chosen):
+            continue
+        batch = [examples[i] for i in chosen]
         pipeline = Pipeline(plan, device.stage, device.pipeline.transport, timeout=PATIENCE)
         kept += pipeline.fill(len(batch), device.given(batch), keep)
-        done += len(batch)
         device.model.reader.counters.backbone_samples += own_rows(plan, device.team.rank, len(batch))
         on_progress(done, len(rows))
         if device.team.total([stop.requested])[0]:
@@ -298,6 +312,12 @@ def _incomplete(device: Device, examples: Sequence[Example]) -> set[int]:
     marks[device.pipeline.number] = 1
     marks[device.pipeline.number, device.stage.missing(examples)] = 0
     return set((_summed(device, marks) == 0).any(0).nonzero()[:, 0].tolist())
+
+
+def _segments_of(device: Device, examples: Sequence[Example]) -> dict[bytes, Segment]:
+    """The segments of which this device's share of the cache has entries, by their content."""
+    streams = device.holding.stages[device.pipeline.number]
+    return {segment.content: segment for e in examples for s in streams for segment in of_stream(e, s)}
 
 
 def _summed(device: Device, marks: Tensor) -> Tensor:

@@ -41,7 +41,10 @@ def run_plan(config: RunConfig, loaded: Loaded, registry: Registry, cluster: Clu
             f"the plan's stages are for {', '.join(order)}, in this order, and the devices of this run are "
             f"{', '.join(names)}; list them so in the cluster file, the leader first, or leave --plan out"
         )
-    found.check(chain(loaded.model.info, loaded.model.side.target))
+    try:
+        found.check(chain(loaded.model.info, loaded.model.side.target))
+    except BadInput as error:
+        raise error if config.plan is None else BadInput(f"{config.plan}: a plan for another model: {error}") from error
     return found
 
 

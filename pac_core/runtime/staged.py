@@ -10,8 +10,8 @@ from pac_core.batches import Dataset, epoch_batches
 from pac_core.config import RunConfig
 from pac_core.contracts.scheduler import Plan
 from pac_core.runtime import first_epoch, hybrid
-from pac_core.runtime.checkpoint import Progress
-from pac_core.runtime.fill import Filled
+from pac_core.runtime.checkpoint import FILL_NAME, Progress
+from pac_core.runtime.fill import Filled, planned_fill
 from pac_core.runtime.interrupt import StopFlag
 from pac_core.runtime.job import Assigned
 from pac_core.runtime.spreading import Spreading
@@ -59,15 +59,26 @@ class Stages:
         device, work = self._device, self._work
         began, samples = time.perf_counter(), 0
         if not self.learns:
-            samples = hybrid.fill_shares(device, work.train.examples, owners_in(work.train), stop, on_progress)
+            owners = owners_in(work.train)
+            samples = hybrid.fill_shares(device, work.train.examples, owners, stop, on_progress, self._planned)
             hybrid.set_scales_from_cache(device, work.train.examples)
         elif not scaled:
             hybrid.set_scales(device, work.train.examples, stop)
         filled = Filled(time.perf_counter() - began, samples)
-        hybrid.fill(device, work.eval.examples, owners_in(work.eval), stop, on_progress)
+        hybrid.fill(device, work.eval.examples, owners_in(work.eval), stop, on_progress, later=work.train.examples)
         if not self.learns:
             self._leave(1)
         return filled
+
+    def _planned(self, todo: Sequence[int]) -> Sequence[int]:
+        """The samples that this fill, or a stopped one that it goes on with, set out for."""
+        config, team, note = self._config, self._device.team, list[int]()
+        if team.leads:
+            path = config.output / "checkpoint" / FILL_NAME
+            note = planned_fill(todo, self._work.train.examples, path, config.resume)
+        given, _ = team.from_leader({"planned": note}, {})
+        planned: list[int] = given["planned"]
+        return planned
 
     def resume(self, progress: Progress, stop: StopFlag) -> None:
         """Go on where a run stands; errors as in `fill`."""

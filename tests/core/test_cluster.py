@@ -1,5 +1,6 @@
 """Cluster files: what they may say, and one line for what they may not."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,14 @@ def test_a_file_says_who_takes_part(load: Any) -> None:
         (("192.168.1.10:7077", "0.0.0.0:7077"), r"cluster\.yaml:1: leader = .*by which the others reach this device"),
         (("192.168.1.11:7100", "192.168.1.11:71000"), r"cluster\.yaml:7: devices\.1\.address = "),
         (("name: kitchen", "name: desk"), r"^\S*cluster\.yaml: device 'desk' is there twice$"),
+        (
+            ("threads: 4", "threads: 5000"),
+            r"cluster\.yaml:5: devices\.0\.threads = 5000: .* less than or equal to 4096",
+        ),
+        (
+            ("tcp://192.168.1.11:7100", "tcp://192.168.1.10:7077"),
+            r"cluster\.yaml: address tcp://192\.168\.1\.10:7077 is there twice; each listener needs a port of its own$",
+        ),
         (("devices:", "devices: ["), r"cluster\.yaml:\d+: not valid YAML"),
     ],
     ids=str,
@@ -91,6 +100,11 @@ def test_addresses() -> None:
     assert 0 < free_port("127.0.0.1") < 2**16
     with pytest.raises(BadInput, match=r"cannot listen at '192\.0\.2\.1'"):
         free_port("192.0.2.1")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(BadInput, match=rf"cannot listen at 'tcp://127\.0\.0\.1:{port}': Address already in use"):
+            free_port("127.0.0.1", port)
+    assert free_port("127.0.0.1", port) == port
     with pytest.raises(BadInput, match=r"no way to 'nowhere\.invalid'"):
         own_address("tcp://nowhere.invalid:1")
 

@@ -67,6 +67,8 @@ def test_an_unknown_key_brings_the_nearest(tree: dict[str, Any], told: str) -> N
         ("task", "summarise"),
         ("generation.top_p", 0),
         ("columns", ["text"]),
+        ("output", "runs/\udcff"),
+        ("cache.dir", "\udcff"),
     ],
 )
 def test_a_bad_value_is_named_with_its_key(key: str, value: Any) -> None:

@@ -107,6 +107,20 @@ def test_stages_end_with_the_weights_of_one_device(
     assert drawn == (fill == "train-while-fill")
 
 
+@pytest.mark.parametrize("store", ["disk", "memory"])
+@pytest.mark.parametrize("fill", ["prefill", "train-while-fill"])
+def test_texts_may_be_in_training_and_evaluation_data(
+    run: Any, in_stages: Any, weights: Any, texts: Any, write: Any, tmp_path: Path, fill: str, store: str
+) -> None:
+    """At different owners; both need what a stage has of them, one after the other."""
+    rows = texts(25)
+    given = {**EXACT, "epochs": 2, "eval": write("eval.jsonl", rows[::-2]), "fill": fill}
+    one = run(rows, **given, output=tmp_path / "one", cache__dir=tmp_path / "cache-1")
+    several = in_stages(rows, PLANS["bert"], **given, cache__store=store)
+    for name, wanted in weights(one).items():
+        torch.testing.assert_close(weights(several)[name], wanted, msg=name, **CLOSE)
+
+
 @pytest.mark.parametrize("fill", ["prefill", "train-while-fill"])
 def test_pairs_read_apart_are_filled_ahead(
     run: Any, in_stages: Any, weights: Any, texts: Any, tmp_path: Path, fill: str
@@ -215,11 +229,21 @@ def test_processes_that_train_while_they_fill_go_on_after_a_stop(
 def test_a_prefill_that_was_stopped_keeps_what_it_has(
     run: Any, in_stages: Any, weights: Any, texts: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
+    """What is left goes through the backbone in the batches of a run that was not stopped, which decide last bits."""
     monkeypatch.setattr(hybrid, "PASS_TOKENS", 1)
     monkeypatch.setattr(hybrid, "PASSES", 1)
     given = {**EXACT, "epochs": 1}
     one = run(texts(25), **given, output=tmp_path / "one", cache__dir=tmp_path / "cache-1")
-    real, calls = hybrid.Pipeline.fill, []
+    real, calls, batches = hybrid.Pipeline.fill, [], set()
+
+    def noted(pipeline: Any, rows: int, batch: Any, *given: Any) -> Any:
+        batches.add(tuple(segment.content for example in batch for segment in example.segments))
+        return real(pipeline, rows, batch, *given)
+
+    monkeypatch.setattr(hybrid.Pipeline, "fill", noted)
+    in_stages(texts(25), PLANS["bert"], **given, output=tmp_path / "whole", cache__dir=tmp_path / "cache-2")
+    whole = set(batches)
+    batches.clear()
 
     def third_fails(pipeline: Any, rows: int, *given: Any) -> Any:
         calls.append(rows)
@@ -230,8 +254,11 @@ def test_a_prefill_that_was_stopped_keeps_what_it_has(
     monkeypatch.setattr(hybrid.Pipeline, "fill", third_fails)
     with pytest.raises(RuntimeError, match="the power went"):
         in_stages(texts(25), PLANS["bert"], **given)
-    monkeypatch.setattr(hybrid.Pipeline, "fill", real)
+    for lost in sorted((tmp_path / "cache").glob("*.shard"))[:1]:
+        os.truncate(lost, lost.stat().st_size - 1)  # as a kill may leave it
+    monkeypatch.setattr(hybrid.Pipeline, "fill", noted)
     resumed = in_stages(texts(25), PLANS["bert"], **given, resume=True)
+    assert batches < whole
     assert 0 < resumed.metrics["epochs"][0]["backbone_samples"] < 25
     for name, wanted in weights(one).items():
         torch.testing.assert_close(weights(resumed)[name], wanted, msg=name, **CLOSE)
@@ -337,4 +364,10 @@ def test_what_cannot_be_planned_is_refused(in_stages: Any, texts: Any, changes: 
 def test_a_plan_for_other_devices_is_refused_by_name(in_stages: Any, texts: Any, tmp_path: Path) -> None:
     plan = Plan((StagePlan({ENCODER: (0, 1)}, ("pi",), (2,)), StagePlan({ENCODER: (1, 3)}, ("nas",), (2,))), 4)
     with pytest.raises(BadInput, match=r"given\.json: a plan for other devices: it names pi, nas, and this run has"):
+        in_stages(texts(25), plan)
+
+
+def test_a_plan_for_another_model_is_refused_with_its_file(in_stages: Any, texts: Any) -> None:
+    plan = stages({ENCODER: (0, 3)}, {ENCODER: (3, 6)}, groups=[(2,), (2,)])
+    with pytest.raises(BadInput, match=r"given\.json: a plan for another model: the stages run encoder \[0, 3\); "):
         in_stages(texts(25), plan)

@@ -20,6 +20,7 @@ from pac_plugins.transports.zmq_sockets import Event, Sockets
 
 _ADDRESS = re.compile(r"tcp://(?P<host>\[[^\]]+\]|[^:\[\]]+):(?P<port>\d{1,5})")
 _HANDSHAKES = 5  # that fail before it is believed that they always will
+_REST_SECONDS = 30.0  # for the other connections once device 0, and so every device, is known to be at work
 
 
 @dataclass
@@ -91,7 +92,8 @@ class Join:
         try:
             self._sockets.router.bind(_to_bind(address))
         except zmq.ZMQError as error:
-            raise BadInput(f"cannot listen at {address}: {error}; choose another port or address") from error
+            reason = zmq.strerror(error.errno or 0)
+            raise BadInput(f"cannot listen at {address}: {reason}; choose another port or address") from error
         for rank in range(self._identity.rank):
             _check(self._peers[rank].address)
             dealer = self._sockets.dealer(rank, self._peers[rank].key)
@@ -138,14 +140,18 @@ class Join:
         except WireError as error:
             raise Refused(f"device {rank} at {self._peers[rank].address} is no device of this job: {error}") from error
         self._awaited.discard(rank)
+        if rank == 0:
+            self._deadline = min(self._deadline, time.monotonic() + _REST_SECONDS)
 
     def _check_time(self) -> None:
         if time.monotonic() < self._deadline:
             return
-        higher = range(self._identity.rank + 1, self._identity.size)
-        missing = sorted(self._awaited | (set(higher) - self._joined.names.keys()))
-        if missing:
-            raise TransportTimeout(f"devices {missing} did not come in time{self._note}")
+        higher = set(range(self._identity.rank + 1, self._identity.size)) - self._joined.names.keys()
+        own = self._peers[self._identity.rank].address
+        found = [f"device {rank} did not come to {own}" for rank in sorted(higher)]
+        found += [f"device {rank} was not reached at {self._peers[rank].address}" for rank in sorted(self._awaited)]
+        if found:
+            raise TransportTimeout(f"{' and '.join(found)} in time{self._note}; a firewall may be in between")
 
 
 def _check(address: str) -> re.Match[str]:

@@ -114,6 +114,14 @@ def test_an_unknown_key_gets_nothing_and_is_logged(
     assert "'home'" in line
 
 
+def test_who_does_not_come_in_time_is_named_with_the_address(cluster: Cluster) -> None:
+    leader = cluster.address
+    with pytest.raises(TransportTimeout, match=f"device 1 did not come to {leader} in time; a firewall"):
+        make_zmq(cluster.options(0, timeout=0.5))
+    with pytest.raises(TransportTimeout, match=f"device 0 was not reached at {leader} in time; a firewall"):
+        make_zmq(cluster.options(1, timeout=0.5))
+
+
 def test_who_does_not_know_the_key_of_the_leader_gets_nothing_and_is_logged(
     cluster: Cluster, stranger: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -45,6 +45,14 @@ def test_what_the_cluster_file_says_counts_more_than_what_was_measured(home: Any
         assert gathering.call("a-job") == {"kitchen": fixed}
 
 
+def test_a_worker_that_cannot_listen_where_the_cluster_file_says_is_named(home: Any, gather: Any) -> None:
+    home.hand("kitchen")
+    with gather(devices=[{"name": "kitchen", "address": "tcp://192.0.2.1:7000"}]) as gathering:
+        gathering.gather()
+        with pytest.raises(RunFailed, match=r"'kitchen' cannot take part: cannot listen at 'tcp://192\.0\.2\.1:7000'"):
+            gathering.call("a-job")
+
+
 def test_who_is_missing_is_named(home: Any, gather: Any) -> None:
     home.hand("kitchen")
     with gather("kitchen", "garage", wait=1.5) as gathering:
