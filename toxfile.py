@@ -21,8 +21,8 @@ from tox.tox_env.info import Info
 from tox.tox_env.python.virtual_env.runner import VirtualEnvRunner
 from tox.tox_env.register import ToxEnvRegister
 
-LONG = ("only_computes", "machine_that_sleeps", "larger_than_a_gibibyte", "kill_leaves_entries")
-"""Words in the names of the suites' tests that take longest."""
+OWN = "test_pairs"
+"""The tests of a pair that no other environment runs: its suites are part of the whole test suite too."""
 
 
 class SharedInfo(Info):
@@ -78,7 +78,7 @@ def tox_register_tox_env(register: ToxEnvRegister) -> None:
 def tox_before_run_commands(tox_env: ToxEnv) -> None:
     """What an environment of the whole test suite has just run, in the same folder, is not run again."""
     if isinstance(tox_env, SharedRunner) and tox_env.env_dir in tox_env.tested:
-        tox_env.conf["set_env"].update({"PYTEST_ADDOPTS": f"-k 'not ({' or '.join(LONG)})'"})
+        tox_env.conf["set_env"].update({"PYTEST_ADDOPTS": f"-k {OWN}"})
 
 
 @impl
