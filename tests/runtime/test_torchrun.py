@@ -33,7 +33,7 @@ class Launched:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         with open(self._out, "wb") as out, open(self._err, "wb") as err:
             command = [*LAUNCHER, *options, *program, "finetune", *arguments]
-            environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             self.process = subprocess.Popen(command, stdout=out, stderr=err, cwd=folder, env=environment)
 
     @property
