@@ -84,8 +84,8 @@ def test_a_worker_that_goes_ends_the_run_everywhere(
     garage.wait_for("'desk' ends job")
     garage.wait_for("lost device 'kitchen'")
     if number == signal.SIGINT:
-        told_leader = "the leader 'desk' has been told that this worker leaves"
-        assert kitchen.printed.splitlines()[-2:] == [told_leader, "stopped"]
+        assert "the leader 'desk' has been told that this worker leaves" in kitchen.printed.splitlines()
+        assert kitchen.printed.splitlines()[-1] == "stopped"
         Path(cluster).write_text(home.file("garage").read_text())
         assert len(run(**GIVEN, devices=cluster, resume=True).metrics["epochs"]) == GIVEN["epochs"]
 
