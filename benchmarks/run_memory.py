@@ -10,11 +10,9 @@ taken off: code that is loaded, buffers, threads. Predicted are the stage (`stag
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
@@ -22,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stage_memory import ADAPTER, even_plan, show, write
+from stage_memory import ADAPTER, main, write
 
 from pac_core.config import RunConfig
 from pac_core.contracts.scheduler import Plan
@@ -128,27 +126,12 @@ def measure(folder: Path, plan: Plan, tokens: int) -> list[dict[str, Any]]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stages", type=int, nargs="+", default=[2, 4], choices=[2, 3, 4, 6])
-    parser.add_argument("--rows", type=int, default=8, help="of a micro-batch")
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--micro-batches", type=int, default=8)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments = parser.parse_args()
-    found = []
-    for stages in arguments.stages:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            write(folder)
-            for model in ("model", "tiny"):
-                tiny_tokenizer().save_pretrained(folder / model)
-            found += measure(folder, even_plan(stages, arguments.rows, arguments.micro_batches), arguments.tokens)
-    if arguments.json:
-        print(json.dumps(found))
-        return
-    show(found)
+def write_all(folder: Path) -> None:
+    """The model, a tiny one, and a tokenizer for both."""
+    write(folder)
+    for model in ("model", "tiny"):
+        tiny_tokenizer().save_pretrained(folder / model)
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, write_all, measure)

@@ -15,6 +15,7 @@ import gc
 import json
 import multiprocessing
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -46,6 +47,10 @@ ADAPTER = AdapterConfig(init="random")
 TASK = Task("classification", ("a", "b"))
 
 _spawn = multiprocessing.get_context("spawn")  # a fresh interpreter each, as a worker on a device has
+
+
+Prepare = Callable[[Path], None]
+Measure = Callable[[Path, Plan, int], list[dict[str, Any]]]
 
 
 def rows(count: int, tokens: int) -> list[Example]:
@@ -133,8 +138,15 @@ def measure(folder: Path, plan: Plan, tokens: int) -> list[dict[str, Any]]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(description: str | None = __doc__, prepare: Prepare = write, measured: Measure = measure) -> None:
+    """Measure plans of even stages as the command line says, and print what was found.
+
+    Args:
+        description: of the program.
+        prepare: writes what is measured into a folder.
+        measured: see `measure`.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", type=int, nargs="+", default=[2, 4], choices=[1, 2, 3, 4, 6])
     parser.add_argument("--rows", type=int, default=8, help="of a micro-batch")
     parser.add_argument("--tokens", type=int, default=128)
@@ -144,8 +156,9 @@ def main() -> None:
     found = []
     for stages in arguments.stages:
         with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder))
-            found += measure(Path(folder), even_plan(stages, arguments.rows, arguments.micro_batches), arguments.tokens)
+            prepare(Path(folder))
+            plan = even_plan(stages, arguments.rows, arguments.micro_batches)
+            found += measured(Path(folder), plan, arguments.tokens)
     if arguments.json:
         print(json.dumps(found))
         return

@@ -1,5 +1,8 @@
 """Errors a user can act on: the command line prints one line and exits with 2 (`BadInput`) or 1 (`RunFailed`)."""
 
+RESUME = "what was written is whole, and the same command with --resume goes on from there"
+"""The end of what is said of a run that could not go on."""
+
 
 class PacError(Exception):
     """Root of every error that PAC raises on purpose; its text is one line that names what, where and the way out."""

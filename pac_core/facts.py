@@ -10,16 +10,15 @@ import argparse
 import functools
 import os
 import platform
-import shutil
 import statistics
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pac_core.errors import RunFailed
+from pac_core.machine import core_count, free_disk, free_memory, memory_bytes, python_command
 
 MEASURE_SECONDS = 0.25
 """How long matrices are multiplied."""
@@ -77,8 +76,8 @@ def facts_here(name: str, disk: Path, threads: int | None = None) -> DeviceFacts
         system=f"{platform.system()} {platform.machine()}",
         cores=core_count(),
         memory_bytes=memory_bytes(),
-        memory_free_bytes=memory_free_bytes(),
-        disk_free_bytes=disk_free_bytes(disk),
+        memory_free_bytes=free_memory(),
+        disk_free_bytes=free_disk(disk),
         accelerator=accelerator,
         accelerator_bytes=accelerator_bytes,
         gflops=measured_gflops(threads),
@@ -108,44 +107,8 @@ def facts_of_process(name: str, disk: Path, threads: int | None = None) -> Devic
 
 def refreshed(facts: DeviceFacts, disk: Path) -> DeviceFacts:
     """``facts`` with the memory and the disk that are free now."""
-    now = {"memory_free_bytes": memory_free_bytes(), "disk_free_bytes": disk_free_bytes(disk)}
+    now = {"memory_free_bytes": free_memory(), "disk_free_bytes": free_disk(disk)}
     return facts.model_copy(update=now)
-
-
-def python_command(module: str) -> list[str]:
-    """The command that runs a module in a Python like this one."""
-    safe = [] if {"", os.getcwd()} & set(sys.path) else ["-P"]  # import from here only if this process does
-    return [sys.executable, *safe, "-m", module]
-
-
-def core_count() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def memory_bytes() -> int:
-    """Main memory, or the part of it that the control group allows."""
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _number(Path("/sys/fs/cgroup/memory.max"))
-    return whole if limit is None else min(whole, limit)
-
-
-def memory_free_bytes() -> int | None:
-    """What could be taken without swapping; None where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    (free,) = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    limit, used = _number(Path("/sys/fs/cgroup/memory.max")), _number(Path("/sys/fs/cgroup/memory.current"))
-    return free if limit is None or used is None else max(min(free, limit - used), 0)
-
-
-def disk_free_bytes(folder: Path) -> int:
-    """Room on the disk that ``folder`` is on, or would be."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 @functools.cache
@@ -182,14 +145,6 @@ def _accelerator() -> tuple[str, int]:
     if torch.backends.mps.is_available():
         return "Apple GPU", int(torch.mps.recommended_max_memory())
     return "", 0
-
-
-def _number(path: Path) -> int | None:
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdecimal() else None
 
 
 def main() -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,36 +74,3 @@ class _AttentionAsBefore(TorchFunctionMode):
 def cpu_capabilities() -> Mapping[str, Any]:
     """What the CPU can do, by name; nothing with a PyTorch that does not tell."""
     return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-
-
-def free_memory() -> int | None:
-    """Bytes of main memory that programs may still take, in the container that this one runs in; None where the system
-    does not say."""
-    found = [_fields(Path("/proc/meminfo")).get("MemAvailable", 0) * 1024, _container_memory()]
-    return min((room for room in found if room), default=None)
-
-
-def free_disk(folder: Path) -> int:
-    """Bytes that may still be written to ``folder``, which need not exist yet."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(there).free
-
-
-def _container_memory(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What is left of a container's limit (cgroup v2), counting the file cache as free; None without a limit."""
-    try:
-        limit, used = ((root / name).read_text().strip() for name in ("memory.max", "memory.current"))
-    except OSError:
-        return None
-    if not limit.isdecimal():
-        return None
-    return max(int(limit) - int(used) + _fields(root / "memory.stat").get("inactive_file", 0), 1)
-
-
-def _fields(file: Path) -> dict[str, int]:
-    """Numbers by name, as the kernel writes them; empty where there is no such file."""
-    try:
-        lines = [line.replace(":", " ").split() for line in file.read_text().splitlines()]
-    except OSError:
-        return {}
-    return {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdecimal()}

@@ -1,6 +1,8 @@
-"""``python -m pac_core.member``: a process that takes part in a run which another one leads.
+"""``python -m pac_core.member``: a process that takes part in a run which another one leads, on this machine or on
+another one, where a worker has started it.
 
-See `pac_core.runtime.crew`. It is told what to do by a `Post` on its standard input, and ends when that is closed.
+See `pac_core.runtime.job_process`. It is told what to do by an `Assignment` on its standard input, and ends when that
+is closed.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from pac_core.config import RunConfig
 from pac_core.errors import PacError, PeerLost
 from pac_core.finetune import FineTuner
 from pac_core.registry import Registry
-from pac_core.runtime.crew import READY, Post, connect
+from pac_core.runtime.assignment import Assignment, connect
+from pac_core.runtime.job_process import READY
 from pac_core.runtime.load import warm_up
 
 FAREWELL_SECONDS = 1.0
@@ -25,15 +28,15 @@ FAREWELL_SECONDS = 1.0
 
 def main() -> int:
     """Take part; returns the exit status: that of `pac`, with the reason on stderr."""
-    post = Post(**json.loads(sys.stdin.buffer.readline()))
-    watch = threading.Thread(target=_end_with_leader, args=(post,), daemon=True)
+    assignment = Assignment(**json.loads(sys.stdin.buffer.readline()))
+    watch = threading.Thread(target=_end_with_starter, args=(assignment,), daemon=True)
     watch.start()
-    torch.set_num_threads(post.threads)
+    torch.set_num_threads(assignment.threads)
     try:
-        take_part(post)
+        take_part(assignment)
     except (PacError, OSError) as error:
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr, flush=True)
-        if isinstance(error, PeerLost):
+        if isinstance(error, PeerLost) and assignment.folder:
             watch.join(FAREWELL_SECONDS)  # if it is the leader that is gone, its files are to go too
         return getattr(error, "exit_code", 1)
     except KeyboardInterrupt:
@@ -41,26 +44,27 @@ def main() -> int:
     return 0
 
 
-def take_part(post: Post) -> None:
-    """Run as the device that ``post`` says.
+def take_part(assignment: Assignment) -> None:
+    """Run as the device that ``assignment`` says.
 
     Raises:
         PacError: as `FineTuner.run`, or another device is gone.
         KeyboardInterrupt: the run was stopped.
     """
-    config, registry = RunConfig.build(post.config), Registry(blocked=post.blocked)
+    config, registry = RunConfig.build(assignment.config), Registry(blocked=assignment.blocked)
     warm_up(config, registry)
     sys.stdout.buffer.write(READY)
     sys.stdout.buffer.flush()
-    with connect(post, config.transport, registry) as transport:
+    with connect(assignment, registry) as transport:
         FineTuner(config, registry=registry).take_part(transport)
 
 
-def _end_with_leader(post: Post) -> None:
+def _end_with_starter(assignment: Assignment) -> None:
     """End this process, wherever it is, once nobody holds the other end of its standard input."""
     while os.read(0, 1024):
         pass
-    shutil.rmtree(post.folder, ignore_errors=True)
+    if assignment.folder:
+        shutil.rmtree(assignment.folder, ignore_errors=True)
     os._exit(1)
 
 

@@ -15,8 +15,9 @@ from pac_core.cli.options import NoPlugin
 from pac_core.contracts.meeting import MeetingOptions
 from pac_core.control import MOST_THREADS
 from pac_core.errors import BadInput
-from pac_core.facts import core_count, facts_of_process
+from pac_core.facts import facts_of_process
 from pac_core.keys import KeyFolder, default_folder
+from pac_core.machine import core_count
 from pac_core.registry import Registry
 from pac_core.worker import Worker, WorkerOptions
 

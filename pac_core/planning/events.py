@@ -14,7 +14,7 @@ from typing import Literal
 
 from pac_core.contracts.cluster import Cluster, DeviceProfile
 from pac_core.contracts.scheduler import Plan
-from pac_core.planning.cost import Costs, Seconds, all_reduce_s
+from pac_core.planning.cost import Costs, Seconds, all_reduce_s, slice_of
 from pac_core.runtime.schedule import Action, actions_of
 from pac_core.spans import Span
 
@@ -203,7 +203,7 @@ class _Play:
             names = self.plan.stages[stage].devices
             own = [span.end_s for span in self.spans if span.device in names]
             ready = max(own, default=0.0)
-            size = self.costs.gradient_bytes[last] - self.costs.gradient_bytes[first]
+            size = slice_of(self.costs.gradient_bytes, first, last)
             taken = all_reduce_s(self.cluster, names, size)
             if taken:
                 self.spans += [Span(name, "reduce", None, ready, ready + taken) for name in names]

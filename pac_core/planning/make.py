@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,11 @@ from pac_core.contracts.cluster import Cluster, DeviceProfile, Job, Link, Profil
 from pac_core.contracts.scheduler import Plan, Scheduler
 from pac_core.errors import BadInput
 from pac_core.files import read_json
+from pac_core.machine import memory_bytes
 from pac_core.registry import Registry
+
+FAR, NEAR = Link(1e8, 1e-3), Link(1e10, 1e-4)
+"""What links between machines, and within one, are taken to be where nobody has measured them."""
 
 BESIDE = "backbone_dtype"
 """Field of ``plan.json`` that tells of the run and is no part of the plan."""
@@ -28,15 +31,24 @@ def plan(profile: Profile, cluster: Cluster, job: Job, scheduler: str, registry:
     return made.plan(profile, cluster, job)
 
 
-def read_plan(path: Path, devices: Sequence[str]) -> Plan:
+def load_plan(path: Path) -> Plan:
     """The plan in a file that a run wrote.
 
     Raises:
-        BadInput: there is no plan in it, or it is for other devices than ``devices``.
+        BadInput: there is no plan in it.
     """
     given = read_json(path, "the plan")
     fields = {k: v for k, v in given.items() if k != BESIDE} if isinstance(given, dict) else given
-    found = Plan.from_json(fields, str(path))
+    return Plan.from_json(fields, str(path))
+
+
+def read_plan(path: Path, devices: Sequence[str]) -> Plan:
+    """As `load_plan`, for a run over certain devices.
+
+    Raises:
+        BadInput: there is no plan in the file, or it is for other devices than ``devices``.
+    """
+    found = load_plan(path)
     named = [device for stage in found.stages for device in stage.devices]
     if sorted(named) != sorted(devices):
         raise BadInput(
@@ -58,6 +70,6 @@ def local_cluster(names: Sequence[str], threads: int) -> Cluster:
     Args:
         threads: compute threads of each.
     """
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(names)
+    memory = memory_bytes() // len(names)
     devices = tuple(DeviceProfile(name, 1e10 * threads, memory) for name in names)
-    return Cluster(devices, default=Link(1e10, 1e-4))
+    return Cluster(devices, default=NEAR)

@@ -12,9 +12,8 @@ from pac_core.contracts.backbone import DECODER, BackboneSource
 from pac_core.contracts.cluster import Cluster, Job, Link
 from pac_core.contracts.scheduler import Plan
 from pac_core.errors import BadInput
-from pac_core.files import read_json
 from pac_core.planning.cards import card
-from pac_core.planning.make import BESIDE
+from pac_core.planning.make import load_plan
 from pac_core.planning.profile import analytic_profile
 from pac_core.planning.simulate import Timeline, Work, simulate
 from pac_core.registry import Registry
@@ -48,9 +47,7 @@ def simulate_file(path: Path, model: str, adapter: AdapterConfig, what: WhatIf, 
     Raises:
         BadInput: there is no plan in it, it is for another model, or a card is not known.
     """
-    given = read_json(path, "the plan")
-    fields = {k: v for k, v in given.items() if k != BESIDE} if isinstance(given, dict) else given
-    plan = Plan.from_json(fields, str(path))
+    plan = load_plan(path)
     info = load_backbone(BackboneSource(model, layers={}), registry).info
     named = [stream.name for stream in info.streams if any(stream.name in stage.layers for stage in plan.stages)]
     if not named:

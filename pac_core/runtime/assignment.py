@@ -1,4 +1,4 @@
-"""What a device of a cluster needs to know to take part in a run, and how it connects with the others."""
+"""What a device needs to know to take part in a run, and how it connects with the others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONNECT_SECONDS = 86400.0
 """How long devices may take to connect: the leader reads its data first. One that is gone ends the job before."""
 
 SILENCE_SECONDS = 60.0
-"""Without a sign of life over the data transport, after which a device counts as lost."""
+"""`Assignment.silence` between machines."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Assignment:
         cluster: whose allow-list holds.
         threads: for computing.
         blocked: plugins to leave out.
+        silence: seconds without a sign of life over the data transport after which a device counts as lost.
+        folder: with files of the run, which go with whoever started the device's process; empty for none.
     """
 
     job: str
@@ -42,6 +44,8 @@ class Assignment:
     cluster: str
     threads: int
     blocked: Sequence[str] = ()
+    silence: float = SILENCE_SECONDS
+    folder: str = ""
 
 
 def connect(assignment: Assignment, registry: Registry, seconds: float = CONNECT_SECONDS) -> Any:
@@ -59,6 +63,6 @@ def connect(assignment: Assignment, registry: Registry, seconds: float = CONNECT
         keys=Path(assignment.keys),
         cluster=assignment.cluster,
         timeout=seconds,
-        silence=SILENCE_SECONDS,
+        silence=assignment.silence,
     )
     return registry.get("transports", assignment.transport)(options)

@@ -18,15 +18,16 @@ from pac_core.config import RunConfig
 from pac_core.contracts import cluster as planned
 from pac_core.contracts.transport import Transport
 from pac_core.control import End, Job, PeerAddress, readable
-from pac_core.errors import BadInput, RunFailed, TransportError
+from pac_core.errors import RESUME, BadInput, RunFailed, TransportError
 from pac_core.facts import DeviceFacts, facts_here
 from pac_core.launch import Launch
+from pac_core.planning.make import FAR
 from pac_core.registry import Registry
 from pac_core.runtime.assignment import Assignment, connect
 from pac_core.runtime.crew import Crew, device_count
 from pac_core.runtime.gathering import Gathering
 from pac_core.runtime.spmd import Spmd, launcher_of
-from pac_core.runtime.watch import RESUME, Watch
+from pac_core.runtime.watch import Watch
 
 log = logging.getLogger("pac")
 
@@ -35,9 +36,6 @@ READY_SECONDS = 600.0
 
 REACH_SECONDS = 60.0
 """How long workers that are ready may take to connect: they look for the leader several times a second."""
-
-LINK_BITS, LINK_SECONDS = 1e8, 1e-3
-"""What a link is taken to be for planning: bit a second, and seconds on the way."""
 
 NEWS_SECONDS = 0.5
 """How long after the wish to stop the news may come that a device has left, from which the wish came then."""
@@ -108,7 +106,7 @@ class ClusterCrew:
             planned.DeviceProfile(name, facts.gflops * 1e9, facts.memory_free_bytes or facts.memory_bytes)
             for name, facts in found.items()
         ]
-        return planned.Cluster(tuple(profiles), default=planned.Link(LINK_BITS, LINK_SECONDS))
+        return planned.Cluster(tuple(profiles), default=FAR)
 
     def __enter__(self) -> ClusterCrew:
         gathering = Gathering(self.cluster, self.registry)

@@ -2,67 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib import metadata
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 
 from pac_core.addresses import free_ports, join_address
 from pac_core.config import RunConfig
 from pac_core.contracts.cluster import Cluster
-from pac_core.contracts.transport import Peer, Transport, TransportOptions
-from pac_core.errors import BadInput, PeerLost, RunFailed, TransportError
+from pac_core.contracts.transport import Transport, TransportOptions
+from pac_core.errors import RESUME, BadInput, PeerLost, RunFailed, TransportError
 from pac_core.keys import KeyFolder, KeyPair
+from pac_core.machine import core_count
 from pac_core.planning.make import device_names, local_cluster
 from pac_core.registry import Registry
-from pac_core.runtime.job import PATIENCE
-
-READY = b"ready\n"
-"""What a process writes to its standard output once it has loaded and is about to connect."""
-
-GRACE_SECONDS = 3.0
-"""How long a process may take to end when it is told to, before it is killed."""
+from pac_core.runtime.assignment import Assignment, connect
+from pac_core.runtime.job_process import GRACE_SECONDS, JobProcess
 
 END_SECONDS = 300.0
 
 SILENCE_SECONDS = 600.0
+"""`Assignment.silence` between processes of one machine, whose ends are noticed at once."""
+
+POLL_SECONDS = 0.02
 
 LOOPBACK = "127.0.0.1"
-
-
-@dataclass(frozen=True)
-class Post:
-    """What a process is told, as a line of JSON on its standard input.
-
-    Attributes:
-        config: `RunConfig.plain`.
-        rank: number of the device that it is.
-        folder: of the run, for what passes between its processes.
-        peers: address and public key of every device, by rank.
-        threads: for computing.
-        blocked: plugins to leave out.
-    """
-
-    config: Mapping[str, Any]
-    rank: int
-    folder: str
-    peers: Sequence[Sequence[str]]
-    threads: int
-    blocked: tuple[str, ...] = ()
 
 
 def device_count(config: RunConfig) -> int:
@@ -94,29 +63,7 @@ def processes_here(count: int) -> Cluster:
 
 def threads_each(count: int) -> int:
     """Compute threads of each of ``count`` processes."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(cores // count, 1)
-
-
-def connect(post: Post, transport: str | None, registry: Registry) -> Transport:
-    """Connect with the other devices; returns once all are there.
-
-    Args:
-        transport: registered name; ``local`` if None.
-
-    Raises:
-        UnknownPlugin, Refused, TransportTimeout: as the transport contract says.
-    """
-    options = TransportOptions(
-        rank=post.rank,
-        peers=[Peer(address, key) for address, key in post.peers],
-        terms={"pac": metadata.version("pac-core")},
-        keys=key_folder(Path(post.folder), post.rank),
-        timeout=PATIENCE,
-        silence=SILENCE_SECONDS,
-    )
-    made: Transport = registry.get("transports", transport or "local")(options)
-    return made
+    return max(core_count() // count, 1)
 
 
 def make_peers(folder: Path, count: int, new_keys: Callable[[], KeyPair] | None) -> list[tuple[str, str]]:
@@ -160,8 +107,8 @@ class Crew:
         self.registry = registry
         self.count = count
         self.folder = Path()
-        self._posts: list[Post] = []
-        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._assignments: list[Assignment] = []
+        self._processes: dict[int, JobProcess] = {}
         self._transport: Transport | None = None
         self._threads = torch.get_num_threads()
 
@@ -175,9 +122,9 @@ class Crew:
         self.folder = Path(tempfile.mkdtemp(prefix="pac-"))  # for this user alone
         torch.set_num_threads(threads_each(self.count))
         try:
-            self._posts = self._make_posts(make_peers(self.folder, self.count, new_keys))
-            for post in self._posts[1:]:
-                self._processes[post.rank] = self._start(post)
+            self._assignments = self._assign(make_peers(self.folder, self.count, new_keys))
+            for assignment in self._assignments[1:]:
+                self._processes[assignment.rank] = JobProcess(assignment)
         except BaseException:
             self._end(0.0)
             raise
@@ -189,87 +136,70 @@ class Crew:
         self._end(END_SECONDS if error is None else 0.0)
 
     def connect(self) -> Transport:
-        """Connect with all processes, once each is ready; errors as in `connect`.
+        """Connect with all processes, once each is ready; errors as in `pac_core.runtime.assignment.connect`.
 
         Raises:
             RunFailed: one has ended instead.
         """
         for rank, process in self._processes.items():
-            assert process.stdout is not None
-            if process.stdout.readline() != READY:
-                raise self.explain(PeerLost(rank, "it ended"))
-        self._transport = connect(self._posts[0], self.config.transport, self.registry)
+            while not process.ready():
+                if process.ended() is not None:
+                    raise self.explain(PeerLost(rank, "it ended"))
+                time.sleep(POLL_SECONDS)
+        self._transport = connect(self._assignments[0], self.registry)
         return self._transport
 
     def explain(self, error: TransportError) -> RunFailed:
         """``error`` as the user is to read it: which process ended and why, if one did."""
         until = time.monotonic() + 1.0
-        while time.monotonic() < until and not self._ended():
-            time.sleep(0.02)
-        causes = sorted(self._ended().items(), key=lambda found: found[1] > 0)  # by a signal first: others follow
-        text = str(error)
-        if causes:
-            rank, code = causes[0]
-            why = f"it was ended by {signal.Signals(-code).name}" if code < 0 else self._last_words(rank)
-            text = f"lost device {rank}: {why or f'it ended with status {code}'}"
-        return RunFailed(f"{text}; what was written is whole, and the same command with --resume goes on from there")
+        while time.monotonic() < until and not self._failed():
+            time.sleep(POLL_SECONDS)
+        failed = self._failed()
+        if not failed:
+            return RunFailed(f"{error}; {RESUME}")
+        rank = min(failed, key=lambda one: failed[one][0] > 0)  # by a signal first: others follow
+        return RunFailed(f"lost device {rank}: {failed[rank][1]}; {RESUME}")
 
-    def _make_posts(self, peers: Sequence[Sequence[str]]) -> list[Post]:
-        config, blocked = self.config.plain(), tuple(sorted(self.registry.blocked))
-        folder, threads = str(self.folder), threads_each(self.count)
-        return [Post(config, rank, folder, peers, threads, blocked) for rank in range(self.count)]
-
-    def _start(self, post: Post) -> subprocess.Popen[bytes]:
-        threads = str(post.threads)
-        safe = [] if {"", os.getcwd()} & set(sys.path) else ["-P"]  # import from here only if this process does
-        with open(self._errors(post.rank), "wb") as errors:
-            process = subprocess.Popen(
-                [sys.executable, *safe, "-m", "pac_core.member"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
-                start_new_session=True,
+    def _assign(self, peers: Sequence[Sequence[str]]) -> list[Assignment]:
+        config, blocked = self.config.plain(), sorted(self.registry.blocked)
+        return [
+            Assignment(
+                job="",
+                config=config,
+                rank=rank,
+                peers=peers,
+                transport=self.config.transport or "local",
+                keys=str(key_folder(self.folder, rank)),
+                cluster=TransportOptions.cluster,
+                threads=threads_each(self.count),
+                blocked=blocked,
+                silence=SILENCE_SECONDS,
+                folder=str(self.folder),
             )
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended, which connect() notices
-            process.stdin.write(json.dumps(asdict(post)).encode() + b"\n")
-            process.stdin.flush()
-        return process
+            for rank in range(self.count)
+        ]
 
-    def _ended(self) -> dict[int, int]:
-        """Status of each process that has failed, by rank."""
-        found = {rank: process.poll() for rank, process in self._processes.items()}
-        return {rank: code for rank, code in found.items() if code}
-
-    def _errors(self, rank: int) -> Path:
-        return self.folder / f"{rank}.err"
-
-    def _last_words(self, rank: int) -> str:
-        lines = self._errors(rank).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return lines[-1].removeprefix("error: ") if lines else ""
+    def _failed(self) -> dict[int, tuple[int, str]]:
+        """Status of each process that has failed, and why, by rank."""
+        ends = {rank: process.ended() for rank, process in self._processes.items()}
+        return {rank: end for rank, end in ends.items() if end is not None and end[0]}
 
     def _end(self, patience: float) -> None:
         """Wait ``patience`` seconds for the processes to end, then tell them to, then kill them."""
         try:
-            self._reap(patience)
-            self._signal(signal.SIGTERM)
-            self._reap(GRACE_SECONDS)
-        finally:
-            self._signal(signal.SIGKILL)
+            self._await_ends(patience)
             for process in self._processes.values():
-                process.communicate()
+                process.stop()
+            self._await_ends(GRACE_SECONDS)
+        finally:
+            for process in self._processes.values():
+                process.release()
             if self._transport is not None:
                 self._transport.close()
             shutil.rmtree(self.folder, ignore_errors=True)
             torch.set_num_threads(self._threads)
 
-    def _signal(self, number: int) -> None:
-        for process in self._processes.values():
-            process.send_signal(number)  # does nothing to one that has ended
-
-    def _reap(self, seconds: float) -> None:
+    def _await_ends(self, seconds: float) -> None:
         until = time.monotonic() + seconds
-        for process in self._processes.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(until - time.monotonic(), 0.0))
+        while time.monotonic() < until and any(process.ended() is None for process in self._processes.values()):
+            time.sleep(POLL_SECONDS)

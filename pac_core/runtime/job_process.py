@@ -1,4 +1,5 @@
-"""A worker's process for one job: it has the memory and the threads, and the worker stays small and alive."""
+"""The process of a device in a run, as whoever starts it sees it: a leader on its machine, or a worker, which stays
+small while the process has the memory and the threads."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import tempfile
 import time
 from dataclasses import asdict
 
-from pac_core.facts import python_command
+from pac_core.machine import python_command
 from pac_core.runtime.assignment import Assignment
 
 READY = b"ready\n"
@@ -25,14 +26,14 @@ GRACE_SECONDS = 3.0
 
 
 class JobProcess:
-    """Runs ``python -m pac_core.job``. It has a session of its own, so that Ctrl-C reaches the worker alone, and ends
-    by itself once the worker is gone, whose end closes its standard input."""
+    """Runs ``python -m pac_core.member``. It has a session of its own, so that Ctrl-C reaches alone the process that
+    started it, and ends by itself once that is gone, whose end closes its standard input."""
 
     def __init__(self, assignment: Assignment) -> None:
         threads = str(assignment.threads)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed in `ended`
         self._process = subprocess.Popen(
-            python_command("pac_core.job"),
+            python_command("pac_core.member"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -29,7 +29,7 @@ from pac_core.contracts.backbone import Backbone, BackboneSource
 from pac_core.contracts.message import Message
 from pac_core.contracts.transport import Transport
 from pac_core.errors import BadInput, PacError, Refused, RunFailed, TransportError
-from pac_core.hardware import free_disk, free_memory
+from pac_core.machine import free_disk, free_memory
 from pac_core.registry import Registry
 from pac_core.runtime.own_slices import OwnSlices, open_layers
 from pac_core.runtime.slice_files import SliceFolder, payload_bytes, pieces

@@ -18,21 +18,17 @@ from typing import Any
 import torch
 
 from pac_core.config import RunConfig
-from pac_core.contracts.cluster import Cluster, DeviceProfile, Link
+from pac_core.contracts.cluster import Cluster, DeviceProfile
 from pac_core.contracts.message import Message, Tag
 from pac_core.contracts.transport import CLOSED, Transport, TransportOptions
 from pac_core.control import own_version
-from pac_core.errors import BadInput, Followed, PeerLost, RunFailed, TransportError
+from pac_core.errors import RESUME, BadInput, Followed, PeerLost, RunFailed, TransportError
 from pac_core.facts import facts_here
 from pac_core.launch import Launch
-from pac_core.planning.make import device_names, local_cluster
+from pac_core.planning.make import FAR, NEAR, device_names, local_cluster
 from pac_core.registry import Registry
 from pac_core.runtime.crew import SILENCE_SECONDS
 from pac_core.runtime.job import PATIENCE
-from pac_core.runtime.watch import RESUME
-
-FAR, NEAR = Link(1e8, 1e-3), Link(1e10, 1e-4)
-"""What links between machines, and within one, are taken to be for planning."""
 
 FAREWELL_SECONDS = 1.0
 """How much later than a device that failed the others end: the launcher names the first that does as the cause."""

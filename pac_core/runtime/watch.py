@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pac_core.contracts.meeting import Event, Left, Meeting
 from pac_core.contracts.transport import Transport
 from pac_core.control import End, Ended, Leaving, Message, Ready, read, readable, write
-from pac_core.errors import RunFailed
+from pac_core.errors import RESUME, RunFailed
 from pac_core.runtime.job_process import GRACE_SECONDS, STOPPED
 
 FINISH_SECONDS = 300.0
@@ -22,8 +22,6 @@ CUT_SECONDS = 1.5
 
 LEAVE_SECONDS = GRACE_SECONDS + 0.5
 """The same after a device has said that it leaves, which the run may yet use to stop at the end of a step."""
-
-RESUME = "what was written is whole, and the same command with --resume goes on from there"
 
 
 @dataclass(frozen=True)

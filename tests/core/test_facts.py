@@ -8,13 +8,12 @@ import torch
 from pac_core.facts import (
     MEASURE_SECONDS,
     DeviceFacts,
-    core_count,
     facts_here,
     facts_of_process,
     measured_gflops,
-    memory_bytes,
     refreshed,
 )
+from pac_core.machine import core_count, memory_bytes
 
 
 def test_facts_are_those_of_this_machine(tmp_path: Path) -> None:

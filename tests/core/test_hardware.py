@@ -1,14 +1,11 @@
-"""Choosing a library for matrix products changes their time, not their results; and what room there is."""
-
-import os
-from pathlib import Path
+"""Choosing a library for matrix products changes their time, not their results."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from pac_core import hardware
-from pac_core.hardware import LARGE, fast_products, free_disk, free_memory, multiplies_bfloat16
+from pac_core.hardware import LARGE, fast_products, multiplies_bfloat16
 
 PRODUCTS = torch.backends.mkldnn.matmul
 
@@ -91,27 +88,3 @@ def test_bfloat16_units_are_told_by_the_processor(
     able(monkeypatch, **capabilities)
     assert multiplies_bfloat16(torch.device("cpu")) == expected
     assert not multiplies_bfloat16(torch.device("meta"))
-
-
-@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="the system does not tell")
-def test_free_memory_is_part_of_the_machines() -> None:
-    found = free_memory()
-    assert found is not None
-    assert 1 << 20 < found < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def test_a_containers_limit_counts_without_its_file_cache(tmp_path: Path) -> None:
-    assert hardware._container_memory(tmp_path) is None
-    (tmp_path / "memory.current").write_text("700\n")
-    (tmp_path / "memory.max").write_text("max\n")
-    assert hardware._container_memory(tmp_path) is None
-    (tmp_path / "memory.max").write_text("1000\n")
-    assert hardware._container_memory(tmp_path) == 300
-    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 150\n")
-    assert hardware._container_memory(tmp_path) == 450
-    (tmp_path / "memory.current").write_text("1300\n")
-    assert hardware._container_memory(tmp_path) == 1
-
-
-def test_free_disk_of_a_folder_that_is_still_to_be_made(tmp_path: Path) -> None:
-    assert free_disk(tmp_path / "not" / "yet") > 1 << 20

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pac_core.contracts.cluster import Cluster
-from pac_core.planning.cost import FORWARD, Costs, costs
+from pac_core.planning.cost import FORWARD, Costs, costs, slice_of
 from pac_core.planning.icpp24.calibrate import CELLS, START, calibrated, predicted_hours
 from pac_core.planning.icpp24.facts import DATASETS, Facts
 from pac_core.planning.icpp24.models import SHAPES, SINGLE, TECHNIQUES, Technique, job, profile
@@ -253,11 +253,11 @@ def _staged_gb(model: str, technique: Technique, setting: Setting, registry: Reg
     for number, stage in enumerate(chosen.stages):
         first, last = next(iter(stage.layers.values()))
         held = sum(layer.weight_bytes for layer in next(iter(costs_of.layers.values()))[first:last])
-        trained = found.gradient_bytes[last] - found.gradient_bytes[first]
+        trained = slice_of(found.gradient_bytes, first, last)
         entry = table if first == 0 else 0
         weights.append(held + entry + (0 if technique == "full" else trained))
         gradients.append(trained + (entry if technique == "full" else 0))
-        kept.append(setting.rows * chosen.most_in_flight(number) * (found.kept_bytes[last] - found.kept_bytes[first]))
+        kept.append(setting.rows * chosen.most_in_flight(number) * slice_of(found.kept_bytes, first, last))
     return max(weights) / GIB, max(kept) / GIB, max(gradients) / GIB
 
 

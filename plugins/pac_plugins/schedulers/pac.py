@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pac_core.contracts.cluster import Cluster, DeviceProfile, Job, Profile
 from pac_core.contracts.scheduler import Plan, Scheduler, StagePlan
 from pac_core.errors import BadInput
-from pac_core.planning.cost import Costs, Seconds, all_reduce_s, costs, transfer_s
+from pac_core.planning.cost import Costs, Seconds, all_reduce_s, costs, slice_of, transfer_s
 from pac_core.planning.memory import lack
 from pac_plugins.schedulers.parts import micro_batches, slices, split_rows
 
@@ -163,7 +163,7 @@ def mini_batch_s(found: Costs, cluster: Cluster, plan: Balanced, size: int, coun
         for one, other, end in zip(groups, groups[1:], plan.ends)
     ]
     reduced = [
-        all_reduce_s(cluster, [m.name for m in members], found.gradient_bytes[last] - found.gradient_bytes[first])
+        all_reduce_s(cluster, [m.name for m in members], slice_of(found.gradient_bytes, first, last))
         for members, first, last in zip(groups, starts, plan.ends)
     ]
     begin = sum(one.forward + way for one, way in zip(passes, sent))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import socket as sockets
 import time
 from collections import Counter
@@ -12,13 +11,13 @@ from dataclasses import dataclass, field
 
 import zmq
 
+from pac_core.addresses import join_address, split_address
 from pac_core.contracts.transport import Peer, TransportOptions
 from pac_core.errors import BadInput, Refused, TransportTimeout
 from pac_core.wire import Kind, WireError, pack_head
 from pac_plugins.transports.greeting import Identity, check_answer, refusal
 from pac_plugins.transports.zmq_sockets import Event, Sockets
 
-_ADDRESS = re.compile(r"tcp://(?P<host>\[[^\]]+\]|[^:\[\]]+):(?P<port>\d{1,5})")
 _HANDSHAKES = 5  # that fail before it is believed that they always will
 _REST_SECONDS = 30.0  # for the other connections once device 0, and so every device, is known to be at work
 
@@ -95,7 +94,7 @@ class Join:
             reason = zmq.strerror(error.errno or 0)
             raise BadInput(f"cannot listen at {address}: {reason}; choose another port or address") from error
         for rank in range(self._identity.rank):
-            _check(self._peers[rank].address)
+            split_address(self._peers[rank].address)
             dealer = self._sockets.dealer(rank, self._peers[rank].key)
             dealer.connect(self._peers[rank].address)
             self._joined.dealers[rank] = dealer
@@ -154,19 +153,11 @@ class Join:
             raise TransportTimeout(f"{' and '.join(found)} in time{self._note}; a firewall may be in between")
 
 
-def _check(address: str) -> re.Match[str]:
-    found = _ADDRESS.fullmatch(address)
-    if found is None or not 0 < int(found["port"]) < 2**16:
-        raise BadInput(f"address '{address}' cannot be used: it must be like tcp://HOST:PORT")
-    return found
-
-
 def _to_bind(address: str) -> str:
     """The address with a number for the host, which libzmq asks for where it listens."""
-    host, port = _check(address).group("host", "port")
+    host, port = split_address(address)
     try:
-        found = sockets.getaddrinfo(host.strip("[]"), port, type=sockets.SOCK_STREAM)
+        found = sockets.getaddrinfo(host, port, type=sockets.SOCK_STREAM)
     except OSError as error:
         raise BadInput(f"host '{host}' of address '{address}' is not known: {error}") from error
-    number = str(found[0][4][0])
-    return f"tcp://[{number}]:{port}" if ":" in number else f"tcp://{number}:{port}"
+    return join_address(str(found[0][4][0]), port)

@@ -14,7 +14,7 @@ from pac_plugins.transports.curve import Curve
 from pac_plugins.transports.greeting import Identity, refusal
 from pac_plugins.transports.link import Handed, Link, Sent
 from pac_plugins.transports.zmq_join import Join, Joined
-from pac_plugins.transports.zmq_sockets import Sockets
+from pac_plugins.transports.zmq_sockets import Sockets, read_all
 
 _BATCH = 16  # pieces read from one socket before others get their turn
 _COPY_BELOW = 1 << 16  # bytes from which a frame's memory is handed to libzmq instead of copied
@@ -83,7 +83,7 @@ class ZmqLink(Link):
             found += self._read_router()
         for rank, dealer in self._joined.dealers.items():
             if dealer in ready:
-                found += [(rank, list(map(_memory, frames))) for frames in _read(dealer)]
+                found += [(rank, list(map(_memory, frames))) for frames in read_all(dealer, _BATCH)]
         self._note_breaks()
         if not found:
             self._lost |= self._broken  # and nothing is left of what they sent before
@@ -93,7 +93,7 @@ class ZmqLink(Link):
 
     def _read_router(self) -> list[tuple[int, list[Buffer]]]:
         found: list[tuple[int, list[Buffer]]] = []
-        for name, *frames in _read(self._sockets.router):
+        for name, *frames in read_all(self._sockets.router, _BATCH):
             rank = self._ranks.get(name.bytes)
             if rank is not None:
                 found.append((rank, list(map(_memory, frames))))
@@ -146,16 +146,6 @@ class ZmqLink(Link):
             self._note_breaks()
             left = {rank for rank in left - self._broken.keys() if rank not in marks or not marks[rank].done}
             time.sleep(_RETRY)
-
-
-def _read(socket: zmq.Socket[bytes]) -> list[list[zmq.Frame]]:
-    pieces: list[list[zmq.Frame]] = []
-    try:
-        while len(pieces) < _BATCH:
-            pieces.append(socket.recv_multipart(zmq.NOBLOCK, copy=False))
-    except zmq.Again:
-        pass
-    return pieces
 
 
 def _memory(frame: zmq.Frame) -> memoryview:

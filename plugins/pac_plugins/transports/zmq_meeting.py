@@ -26,6 +26,7 @@ from pac_core.contracts.meeting import (
 )
 from pac_core.errors import BadInput
 from pac_plugins.transports.curve import Complaints, Curve, Gatekeeper
+from pac_plugins.transports.zmq_sockets import EVENTS, HANDSHAKE_MS, read_all
 
 Socket = zmq.Socket[bytes]
 
@@ -35,11 +36,7 @@ BEAT = b""
 LATER = b"\xc0"
 """Frame that asks a worker to hang up and come again later."""
 
-FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-EVENTS = FAILED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-
 BATCH = 64  # messages read at a time, and queued in each direction
-_HANDSHAKE_MS = 10_000
 _PROBE = 0.02  # seconds between probes of workers after one of them disconnected
 _PROBING = 1.0  # seconds that this goes on
 _STRANGERS = 1024  # connections remembered that were cut off
@@ -52,22 +49,11 @@ def open_socket(context: zmq.Context[Socket], kind: int, silence: float) -> Sock
     socket = context.socket(kind)
     socket.maxmsgsize = MESSAGE_BYTES  # of a frame; who announces more is disconnected
     socket.sndhwm = socket.rcvhwm = BATCH
-    socket.handshake_ivl = _HANDSHAKE_MS
+    socket.handshake_ivl = HANDSHAKE_MS
     socket.heartbeat_ivl = math.ceil(silence * 250)
     socket.heartbeat_timeout = math.ceil(silence * 1000)
     socket.ipv6 = True
     return socket
-
-
-def read_all(socket: Socket) -> list[list[zmq.Frame]]:
-    """The messages that are there, up to `BATCH`."""
-    found: list[list[zmq.Frame]] = []
-    try:
-        while len(found) < BATCH:
-            found.append(socket.recv_multipart(zmq.NOBLOCK, copy=False))
-    except zmq.Again:
-        pass
-    return found
 
 
 def happened(monitor: Socket) -> list[int]:
@@ -135,7 +121,7 @@ class HostMeeting(Meeting):
 
     def _read(self) -> list[Event]:
         found: list[Event] = []
-        for who, *frames in read_all(self._router):
+        for who, *frames in read_all(self._router, BATCH):
             if who.bytes not in self._cut:
                 found += self._hear(who.bytes, frames)
         return found

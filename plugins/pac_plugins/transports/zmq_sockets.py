@@ -15,9 +15,20 @@ from pac_plugins.transports.curve import Complaints, Curve, Gatekeeper
 from pac_plugins.transports.waker import Waker
 
 _PIECES_QUEUED = 8  # in each direction of a connection; bounds memory, and is enough for full speed
-_HANDSHAKE_MS = 10_000
-_FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-_EVENTS = _FAILED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+HANDSHAKE_MS = 10_000
+FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+EVENTS = FAILED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+
+
+def read_all(socket: zmq.Socket[bytes], most: int) -> list[list[zmq.Frame]]:
+    """The messages that are there, up to so many."""
+    found: list[list[zmq.Frame]] = []
+    try:
+        while len(found) < most:
+            found.append(socket.recv_multipart(zmq.NOBLOCK, copy=False))
+    except zmq.Again:
+        pass
+    return found
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,7 @@ class Event:
     @property
     def failed(self) -> bool:
         """The two ends could not agree on keys, or one of them is no ZeroMQ socket with CURVE."""
-        return bool(self.what & _FAILED)
+        return bool(self.what & FAILED)
 
 
 class Sockets:
@@ -80,9 +91,9 @@ class Sockets:
         socket = self._context.socket(kind)
         socket.sndhwm = socket.rcvhwm = _PIECES_QUEUED
         socket.maxmsgsize = HEAD_BYTES + PIECE_BYTES  # of a frame; a peer that announces more is disconnected
-        socket.handshake_ivl = _HANDSHAKE_MS
+        socket.handshake_ivl = HANDSHAKE_MS
         socket.ipv6 = True
-        monitor = socket.get_monitor_socket(_EVENTS)
+        monitor = socket.get_monitor_socket(EVENTS)
         self._poller.register(socket, zmq.POLLIN)
         self._poller.register(monitor, zmq.POLLIN)
         self._monitors[monitor] = rank

@@ -15,15 +15,14 @@ from pac_core.contracts.meeting import Came, Event, Left, Meeting, MeetingOption
 from pac_core.errors import BadInput, Refused
 from pac_plugins.transports.curve import Curve
 from pac_plugins.transports.zmq_meeting import (
-    EVENTS,
-    FAILED,
+    BATCH,
     GARBLED,
     LATER,
     Socket,
     happened,
     open_socket,
-    read_all,
 )
+from pac_plugins.transports.zmq_sockets import EVENTS, FAILED, read_all
 
 log = logging.getLogger("pac")
 
@@ -128,7 +127,7 @@ class VisitMeeting(Meeting):
     def _read(self, line: _Line) -> list[Event]:
         assert line.socket is not None
         found: list[Event] = []
-        for frames in read_all(line.socket):
+        for frames in read_all(line.socket, BATCH):
             data = frames[0].buffer
             if len(frames) == 1 and data == LATER:
                 line.complain("the leader at {} has a worker with this device's key already; waiting until it is gone")
