@@ -223,7 +223,7 @@ class _Play:
         heapq.heappush(self.events, (time, order, rank, action, arrival))
 
     def _reduced(self) -> Played:
-        """Each group sums its gradients once its last device is done, and all devices their loss; then weights change."""
+        """Each group sums its gradients once its last device is done, then changes its weights; all sum their loss."""
         sent, end = 0.0, 0.0
         done: dict[str, float] = {}
         for span in self.spans:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pac_core.contracts.cluster import Cluster, DeviceProfile, Job
 from pac_core.contracts.scheduler import Plan
 from pac_core.planning.cost import FORWARD, Costs, Crossing, all_reduce_s, disk_s, slice_of, update_s
-from pac_core.planning.entries import spread_of
+from pac_core.planning.entries import Matrix, spread_of
 from pac_core.planning.events import Played, forward_only, play
 from pac_core.planning.slowness import Slowness
 from pac_core.planning.work import Work
@@ -79,6 +79,11 @@ class Run:
         return [device.name for device in self.devices]
 
     @cached_property
+    def budgets(self) -> dict[str, int]:
+        """Bytes that each device may take."""
+        return {device.name: device.memory_bytes for device in self.devices}
+
+    @cached_property
     def tokens(self) -> float:
         """Of a sample of mean length, in all streams."""
         streams = dict.fromkeys(stream for stage in self.plan.stages for stream in stage.layers)
@@ -91,13 +96,20 @@ class Run:
 
     @cached_property
     def pass_plan(self) -> Plan:
-        """The plan that the first pass over the samples runs; a prefill's micro-batches are as large as it makes them."""
+        """The plan that the first pass over the samples runs: in a prefill, with micro-batches as large as it makes."""
         if not self.work.prefill:
             return self.plan
         stages = len(self.plan.stages)
         tokens = min(PASS_TOKENS, max(self.work.samples * self.tokens // (PASSES * stages), 1))
         wide = widened(self.plan, int(tokens // self.tokens))
         return replace(wide, micro_batches=PASSES * stages, schedule="gpipe", in_flight=None)
+
+    @property
+    def batch(self) -> int:
+        """Samples of a whole mini-batch of the first pass."""
+        if self.work.prefill:
+            return self.pass_plan.micro_batches * self.pass_plan.micro_batch_size
+        return self.job.batch_size
 
     @cached_property
     def pass_costs(self) -> Costs:
@@ -142,10 +154,8 @@ def phases(run: Run, whole: Played) -> Iterator[Phase]:
     if work.cached_epochs == 0:
         return
     steps = Cached(run)
-    spread = spread_of(
-        run.plan, replace(run.found, cached_bytes=run.work.travelling(run.found.cached_bytes, run.job)), run.slices,
-        work.samples, run.tokens, trained=not work.prefill,
-    )  # fmt: skip
+    sent = replace(run.found, cached_bytes=work.travelling(run.found.cached_bytes, run.job))
+    spread = spread_of(run.plan, sent, run.slices, work.samples, run.tokens, trained=not work.prefill)
     arrivals = spread.arrivals(run.cluster, run.names)
     added = steps.waited(arrivals) if work.overlaps else float(arrivals[:, -1].max())
     yield Phase("spread", added, spread.sent)
@@ -161,16 +171,15 @@ def first_pass(run: Run, whole: Played) -> Phase:
     """Every sample through the stages, once or, without a cache, in every epoch. Entries are written behind it, so that
     a disk counts only where it is slower than all of it."""
     work = run.work
-    full, rest = divmod(work.samples, run.pass_plan.micro_batches * run.pass_plan.micro_batch_size if work.prefill
-                        else run.job.batch_size)  # fmt: skip
+    full, rest = divmod(work.samples, run.batch)
     drawn = range(1, min(full, DRAWN)) if run.slowness.random else ()
-    alike = [whole, *(run.played(run.job.batch_size, number) for number in drawn)] if full else []
+    alike = [whole, *(run.played(run.batch, number) for number in drawn)] if full else []
     played = [(full / len(alike), one) for one in alike]
     played += [(1, run.played(rest, DRAWN))] if rest else []
     epochs = 1 if work.caches else work.epochs
     seconds = epochs * sum(count * one.seconds for count, one in played)
     sent = epochs * sum(count * _sent(one) for count, one in played)
-    written = [0.0] * run.plan.size if work.cached_epochs == 0 else _made(run)
+    written = _made(run) if work.caches else [0.0] * run.plan.size
     slowest = max(disk_s(device, size) for device, size in zip(run.devices, written))
     return Phase("prefill" if work.prefill else "fill", max(seconds, slowest), sent, bytes_written=sum(written))
 
@@ -219,14 +228,16 @@ class Cached:
         own = self._own(min(self.count, DRAWN_STEPS))
         return float(self.count * (own.max(1).mean() + self._reduce_s + self._updates.max()))
 
-    def _own(self, count: int) -> NDArray[np.float64]:
+    def _own(self, count: int) -> Matrix:
         """(steps, devices) seconds until each device has its gradients."""
         if not self.run.slowness.random:
-            return (self._reads + self._computes)[None, :]
-        draws = self.run.slowness.draws(DRAWN + 1, [len(self._computes)] * count)
-        return self._reads + self._computes * np.array(draws)
+            steady: Matrix = (self._reads + self._computes)[None, :]
+            return steady
+        draws = np.array(self.run.slowness.draws(DRAWN + 1, [len(self._computes)] * count))
+        drawn: Matrix = self._reads + self._computes * draws
+        return drawn
 
-    def waited(self, arrivals: NDArray[np.float64]) -> float:
+    def waited(self, arrivals: Matrix) -> float:
         """Seconds that the first epoch takes longer because entries arrive beside it.
 
         Sums of gradients have right of way: what is still to arrive comes later by as long as they take.
@@ -234,17 +245,24 @@ class Cached:
         Args:
             arrivals: as `Spread.arrivals` gives them.
         """
-        turns = arrivals.shape[1]
+        if not arrivals.any():
+            return 0.0
         own = self._own(min(self.count, DRAWN_STEPS))
-        clock, late = 0.0, 0.0
+        together = self._reduce_s + float(self._updates.max())
+        clock, alone, late = 0.0, 0.0, 0.0
         for step in range(self.count):
-            turn = -(-(step + 1) * turns // self.count) - 1
-            there = arrivals[:, turn] + late if arrivals[:, turn].any() else arrivals[:, turn]
-            clock = float((np.maximum(clock, there) + own[step % len(own)]).max())
-            clock += self._reduce_s + float(self._updates.max())
+            turn = -(-(step + 1) * arrivals.shape[1] // self.count) - 1
+            taken = own[step % len(own)]
+            clock = float((np.maximum(clock, arrivals[:, turn] + late) + taken).max()) + together
+            alone += float(taken.max()) + together
             late += self._reduce_s
-        alone = self.count * float(np.mean([own[step % len(own)].max() for step in range(self.count)]))
-        return max(clock - alone - self.count * (self._reduce_s + float(self._updates.max())), 0.0)
+        return clock - alone
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes on a device: the whole side network, and activations of a micro-batch."""
+        found, size = self.run.found, self.run.job.micro_batch_size or self.rows
+        return round(found.side_bytes[-1] + min(math.ceil(self.rows), size) * found.kept_bytes[-1])
 
     def spans(self) -> Iterator[Span]:
         """A step on a clock of its own: reading counts as waiting."""

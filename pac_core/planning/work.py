@@ -47,7 +47,9 @@ class Work:
 
     def __post_init__(self) -> None:
         if self.entries not in (None, *get_args(CacheFormat)):
-            raise BadInput(f"cache format '{self.entries}' is not known; choose from {', '.join(get_args(CacheFormat))}")
+            raise BadInput(
+                f"cache format '{self.entries}' is not known; choose from {', '.join(get_args(CacheFormat))}"
+            )
         if self.prefill and not self.caches:
             raise BadInput("a prefill fills the cache, which this run does not have; leave one of the two out")
 
