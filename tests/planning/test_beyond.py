@@ -53,7 +53,7 @@ def test_all_together_are_twice_as_fast_and_would_not_be_with_padding(devices: i
 def test_a_planner_that_is_not_there_has_no_row_of_its_own() -> None:
     there = HETERO in Registry().names("schedulers")
     assert (HETERO in found().hours[4]) == there
-    assert set(WAYS) - set(found().hours[4]) == set() if there else {HETERO}
+    assert set(WAYS) - set(found().hours[4]) == (set() if there else {HETERO})
 
 
 def test_it_is_plain_data_with_ratios() -> None:
