@@ -175,11 +175,11 @@ class _Play:
         self._push(end, rank, action, arrival=False)
 
     def _seconds(self, rank: int, action: Action) -> float:
-        device = self.devices[rank]
-        rows = self._rows(device.stage, device.place, action.micro)
-        if (rank, rows) not in self.durations:
-            self.durations[rank, rows] = self.costs.seconds(device.profile, *self.slices[device.stage], rows)
-        found = self.durations[rank, rows]
+        device, key = self.devices[rank], (rank, self.sizes[action.micro])
+        if key not in self.durations:
+            rows = self._rows(device.stage, device.place, action.micro)
+            self.durations[key] = self.costs.seconds(device.profile, *self.slices[device.stage], rows)
+        found = self.durations[key]
         taken = found.forward if action.kind == "forward" else found.backward
         return taken * self.slowdowns[rank][device.next] if self.slowdowns else taken
 
