@@ -156,6 +156,7 @@ class LayerProfile:
         cross_flops: as `flops`, but a token of the stream that this one attends to, whose keys and values these are.
         cross_kept_bytes: as `kept_bytes`, likewise.
         gradient_bytes: of the gradients that a device group sums.
+        cross_side_flops: as `side_flops`, but a token of the stream that this one attends to.
     """
 
     __pydantic_config__ = AS_WRITTEN
@@ -173,6 +174,7 @@ class LayerProfile:
     cross_flops: Amount = 0.0
     cross_kept_bytes: Bytes = 0
     gradient_bytes: Bytes = 0
+    cross_side_flops: Amount = 0.0
 
 
 @dataclass(frozen=True)

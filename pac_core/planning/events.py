@@ -196,7 +196,7 @@ class _Play:
         heapq.heappush(self.events, (time, order, rank, action, arrival))
 
     def _reduced(self) -> Played:
-        """Each group sums its gradients once its last device is done, and all devices their loss."""
+        """Each group sums its gradients once its last device is done, then all devices their loss; all update."""
         sent = 0.0
         end = 0.0
         for stage, (group, (first, last)) in enumerate(zip(self.ranks, self.slices)):
@@ -211,7 +211,8 @@ class _Play:
             end = max(end, ready + taken)
         everyone = [device.name for device in self.devices]
         told = all_reduce_s(self.cluster, everyone, TOLD)
-        return Played(end + told, tuple(self.spans), tuple(self.transfers), sent)
+        updated = max(self.costs.update_seconds(d.profile, *self.slices[d.stage]) for d in self.devices)
+        return Played(end + told + updated, tuple(self.spans), tuple(self.transfers), sent)
 
 
 def _shares(split: Sequence[int]) -> list[tuple[int, int]]:

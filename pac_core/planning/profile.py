@@ -11,8 +11,8 @@ from pac_core.planning.stage_memory import SINGLE, TRAINED, kept_numbers, layer_
 def analytic_profile(info: BackboneInfo, adapter: AdapterConfig, target: str, *, head: bool) -> Profile:
     """The profile of a backbone with an adapter.
 
-    Key and value heads count as many as query heads, so models that share them are taken for slightly slower and larger
-    than they are.
+    The entry of b_0 counts with the first layer's. Key and value heads count as many as query heads, so models that
+    share them are taken for slightly slower and larger than they are.
 
     Args:
         target: the stream that the side network ends with.
@@ -23,27 +23,42 @@ def analytic_profile(info: BackboneInfo, adapter: AdapterConfig, target: str, *,
     size = info.dtype.itemsize
     table = info.vocab_size * info.hidden_size * size
     layers = {stream.name: _layers(info, adapter, stream) for stream in chain}
-    return Profile(layers, {stream.name: table for stream in chain}, table if head else 0, adapter.tap_every)
+    d = info.hidden_size
+    return Profile(
+        layers,
+        {stream.name: table for stream in chain},
+        head_bytes=table if head else 0,
+        first_cut=adapter.tap_every,
+        head_flops=2.0 * d * (info.vocab_size if head else 1),
+    )
 
 
 def _layers(info: BackboneInfo, adapter: AdapterConfig, stream: Stream) -> tuple[LayerProfile, ...]:
     tapped = tap_indices(stream.layers, adapter.tap_every)
-    return tuple(_layer(info, adapter, stream, tapped=i + 1 in tapped) for i in range(stream.layers))
+    return tuple(
+        _layer(info, adapter, stream, taps=(i + 1 in tapped) + (i == 0), side=i + 1 in tapped)
+        for i in range(stream.layers)
+    )
 
 
-def _layer(info: BackboneInfo, adapter: AdapterConfig, stream: Stream, *, tapped: bool) -> LayerProfile:
+def _layer(info: BackboneInfo, adapter: AdapterConfig, stream: Stream, *, taps: int, side: bool) -> LayerProfile:
+    """A layer of which the cache keeps so many taps, with or without a side layer."""
     d, size = info.hidden_size, info.dtype.itemsize
-    weights = layer_numbers(info, stream, d)
-    side = side_numbers(info, adapter, stream) if tapped else 0
+    width = d // adapter.reduction
+    weights, beside = layer_numbers(info, stream, d), side_numbers(info, adapter, stream) if side else 0
+    attended = 2 * d * d if stream.cross else 0  # weights that work on the tokens attended to
+    attended_beside = 2 * width * width if stream.cross and side and adapter.name != "bottleneck" else 0
     return LayerProfile(
-        flops=2.0 * weights,
+        flops=2.0 * (weights - attended),
         pair_flops=4.0 * d * (2 if stream.cross else 1),
-        side_flops=6.0 * side,
+        side_flops=6.0 * (beside - attended_beside),
         weight_bytes=weights * size,
-        side_bytes=side * SINGLE * TRAINED,
+        side_bytes=beside * SINGLE * TRAINED,
         hidden_bytes=d * size,
-        state_bytes=2 * (d // adapter.reduction) * SINGLE,
-        tap_bytes=d * size if tapped else 0,
-        kept_bytes=SINGLE * (d + kept_numbers(info, adapter, stream)) if tapped else 0,
-        gradient_bytes=side * SINGLE,
+        state_bytes=2 * width * SINGLE,
+        tap_bytes=taps * d * size,
+        kept_bytes=SINGLE * (d + kept_numbers(info, adapter, stream)) if side else 0,
+        cross_flops=2.0 * attended,
+        gradient_bytes=beside * SINGLE,
+        cross_side_flops=6.0 * attended_beside,
     )

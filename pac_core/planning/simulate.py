@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pac_core.contracts.cluster import Cluster, Job, Profile
@@ -130,7 +130,7 @@ def simulate(
 ) -> Timeline:
     """Simulate a plan: the first epoch through its stages, then cached epochs on all of its devices.
 
-    Left out are the update of the weights and the drawing of batches, which take next to no time beside these.
+    The update of the weights, and the writing of cache entries, count where they were measured.
 
     Args:
         job: how long samples are; 128 tokens if None. Its batch is that of the plan.
@@ -143,6 +143,8 @@ def simulate(
     batch = plan.micro_batches * plan.micro_batch_size
     job = job or Job(batch, plan.micro_batch_size, LENGTH, LENGTH)
     work = work or Work(batch)
+    if not work.caches:
+        cluster = replace(cluster, devices=tuple(replace(d, write_bytes_per_s=None) for d in cluster.devices))
     found = costs(profile, job)
     slices = [places(profile, stage) for stage in plan.stages]
     whole = play(plan, found, slices, cluster, job.batch_size)
