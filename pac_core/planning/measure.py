@@ -211,7 +211,7 @@ def store_rates(
     request: Request, info: BackboneInfo, stream: str, folder: Path, registry: Registry
 ) -> tuple[float, float]:
     """Bytes of entries that are written, and read, in a second, with all that comes with it."""
-    rows, tokens = request.points[len(request.points) // 2]
+    _, tokens = request.points[len(request.points) // 2]
     taps = tap_indices(info.stream(stream).layers, request.adapter.tap_every)
     entry = torch.randn(len(taps), tokens, info.hidden_size)
     folder.mkdir(parents=True, exist_ok=True)
@@ -237,12 +237,11 @@ T = TypeVar("T")
 
 def _timed(items: Sequence[T], work: Callable[[T], Any]) -> tuple[Sequence[T], float]:
     """The first items, each worked on, and the seconds that it took."""
-    began = time.perf_counter()
-    for number, item in enumerate(items, start=1):
-        work(item)
-        if time.perf_counter() - began > STORE_SECONDS:
-            break
-    return items[:number], time.perf_counter() - began
+    began, done = time.perf_counter(), list[T]()
+    while len(done) < len(items) and time.perf_counter() - began < STORE_SECONDS:
+        work(items[len(done)])
+        done.append(items[len(done)])
+    return done, time.perf_counter() - began
 
 
 def update_rates() -> tuple[float, float]:

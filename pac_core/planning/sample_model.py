@@ -112,7 +112,9 @@ def _field(given: Mapping[str, Any], stream: str) -> str:
     for name in COUNTS[stream]:
         if isinstance(given.get(name), int):
             return name
-    raise BadInput(f"the model's configuration does not say how many layers its {stream} has: {', '.join(COUNTS[stream])}")
+    raise BadInput(
+        f"the model's configuration does not say how many layers its {stream} has: {', '.join(COUNTS[stream])}"
+    )
 
 
 def _class_for(task: Task, config: Any) -> Any:
