@@ -39,7 +39,7 @@ def profile(
     store: Annotated[str, typer.Option(help="Cache store.")] = "disk",
     cache_dir: Annotated[Path | None, typer.Option(help="Cache folder, on whose disk entries are written.")] = None,
     cache_dtype: Annotated[str, typer.Option(help="float32, bfloat16 or int8.")] = "bfloat16",
-    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="That the passes may take on each device.")] = 15.0,
+    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="That the passes may take on each device.")] = 12.0,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of a run's configuration.")
     ] = None,
@@ -87,20 +87,17 @@ def _print(found: ProfileFile) -> None:
 
 def _speeds(found: ProfileFile) -> Table:
     """How fast passes are, and how well that is known."""
-    table = Table("device", "layers of", "pass", "at least", "GFLOP/s", "error", "largest", "measured up to")
+    table = Table("device", "pass through a layer", "at least", "GFLOP/s", "median error", "largest")
     for device in found.cluster.devices:
         for fitted in found.fits[device.name]:
             pace = pace_of(device, fitted)
-            most = max(fitted.points, key=lambda point: point.rows * point.tokens)
             table.add_row(
                 device.name,
-                fitted.stream,
-                fitted.name,
+                f"{fitted.stream} {fitted.name}",
                 f"{1000 * pace.layer_s:.2f} ms",
                 f"{pace.flops / 1e9:.1f}",
                 f"{fitted.median_error:.0%}",
                 f"{fitted.largest_error:.0%}",
-                f"{most.rows} x {most.tokens} tokens",
             )
     return table
 
@@ -113,15 +110,18 @@ def pace_of(device: DeviceProfile, fitted: FittedPass) -> Any:
 
 
 def _devices(found: ProfileFile) -> Table:
-    table = Table("device", "memory free", "cache written", "cache read", "optimiser")
+    table = Table("device", "memory free", "cache written", "cache read", "optimiser", "measured")
     for device in found.cluster.devices:
         assert device.paces is not None
+        points = found.fits[device.name][0].points
+        most = max(points, key=lambda point: point.rows * point.tokens)
         table.add_row(
             device.name,
             f"{device.memory_bytes / 1e9:.2f} GB",
             _rate(device.write_bytes_per_s),
             _rate(device.disk_bytes_per_s),
             _rate(device.paces.update_bytes_per_s),
+            f"{len(points)} sizes, to {most.rows} x {most.tokens} tokens",
         )
     return table
 

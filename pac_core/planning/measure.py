@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,14 +22,18 @@ from pac_core.errors import RunFailed
 from pac_core.examples import Segment, Task, TaskKind
 from pac_core.machine import free_memory, memory_bytes
 from pac_core.malloc import return_large_blocks
-from pac_core.planning.probe import PassName, Probe
+from pac_core.planning.probe import PassName, Probe, Seconds
 from pac_core.planning.profile_file import Point
 from pac_core.planning.sample_model import sample_model, whole_info
 from pac_core.registry import Registry
 from pac_core.runtime.optimizer import clip, set_rates, united
 
 ROUNDS = 9
-"""Most measurements of each point, of which the median counts."""
+"""Most times that each point is come back to; of all its measurements the median counts."""
+
+VISIT_SECONDS = 0.06
+VISIT_RUNS = 4
+"""How long a point is measured at a time, and how often at most; once in any case."""
 
 FIRST = 0.6
 """Part of the time that the first round may take; points that it has no time for are left out."""
@@ -159,7 +163,7 @@ def measure(request: Request, folder: Path, registry: Registry) -> Measured:
 
 
 def measure_passes(
-    run: Callable[[int, int], dict[tuple[str, PassName], float]],
+    run: Callable[[int, int], Seconds],
     points: Sequence[tuple[int, int]],
     seconds: float,
 ) -> tuple[MeasuredPass, ...]:
@@ -170,29 +174,36 @@ def measure_passes(
         run: measures one, given rows and tokens.
         points: the smallest first.
     """
+    run(*points[0])  # what runs for the first time takes longer
     began = time.perf_counter()
-    taken: dict[tuple[int, int], list[dict[tuple[str, PassName], float]]] = {}
-    lasted = 0.0
-    for point, before in zip(points, [None, *points]):
-        growth = 1.0 if before is None else point[0] * point[1] / (before[0] * before[1])
-        if time.perf_counter() - began + 2 * lasted * growth > FIRST * seconds and taken:
+    taken: dict[tuple[int, int], list[Seconds]] = {}
+    expected = 0.0
+    for point, following in zip(points, [*points[1:], points[-1]]):
+        if time.perf_counter() - began + 2 * expected > FIRST * seconds and taken:
             break
-        run(*point)  # warms up
-        start = time.perf_counter()
-        taken[point] = [run(*point)]
-        lasted = time.perf_counter() - start
-    round_s = (time.perf_counter() - began) / 2
+        run(*point)
+        taken[point], fastest = _visit(partial(run, *point))
+        expected = fastest * following[0] * following[1] / (point[0] * point[1])
+    round_s = time.perf_counter() - began
     for _ in range(ROUNDS - 1):
         if time.perf_counter() - began + round_s > seconds:
             break
         for point, found in taken.items():
-            found.append(run(*point))
+            found += _visit(partial(run, *point))[0]
     return _medians(taken)
 
 
-def _medians(
-    taken: dict[tuple[int, int], list[dict[tuple[str, PassName], float]]],
-) -> tuple[MeasuredPass, ...]:
+def _visit(run: Callable[[], Seconds]) -> tuple[list[Seconds], float]:
+    """What some runs have found, and the seconds of the fastest."""
+    found, lasted = list[Seconds](), list[float]()
+    while not found or (len(found) < VISIT_RUNS and sum(lasted) < VISIT_SECONDS):
+        began = time.perf_counter()
+        found.append(run())
+        lasted.append(time.perf_counter() - began)
+    return found, min(lasted)
+
+
+def _medians(taken: Mapping[tuple[int, int], Sequence[Seconds]]) -> tuple[MeasuredPass, ...]:
     names = next(iter(taken.values()))[0]
     return tuple(
         MeasuredPass(
