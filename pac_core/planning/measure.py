@@ -44,8 +44,8 @@ STORE_BYTES = 64 << 20
 
 UPDATES = 7
 SMALL = 1 << 10
-LARGE = 1 << 24
-"""Numbers in vectors that are updated: the fewest, and the most, with all that belongs to them 256 MiB."""
+LARGE = 1 << 22
+"""Numbers in vectors that are updated: few, and more than a processor's cache takes with all that belongs to them."""
 
 Count = Annotated[int, Field(ge=1, le=1 << 20)]
 
@@ -257,7 +257,7 @@ def _timed(items: Sequence[T], work: Callable[[T], Any]) -> tuple[Sequence[T], f
 
 def update_rates() -> tuple[float, float]:
     """Seconds of a small optimiser step, and bytes of gradients that a large one works off in a second."""
-    small, large = (min(_update_seconds(size) for _ in range(2)) for size in (SMALL, LARGE))
+    small, large = (_update_seconds(size) for size in (SMALL, LARGE))
     return small, 4 * (LARGE - SMALL) / max(large - small, 1e-9)
 
 

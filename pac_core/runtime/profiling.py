@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Annotated
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AllowInfNan, Field, TypeAdapter, ValidationError
 
 from pac_core.cache import default_cache_root
 from pac_core.config import RunConfig
@@ -73,7 +74,7 @@ def lead(
     say(f"measuring {_devices(names)} for {request.seconds:.0f} s and a little more")
     found = [_measured(transport, request, folder, registry, say)]
     for rank in range(1, transport.size):
-        found.append(_read(transport.irecv(rank, ANSWER).wait(PATIENCE), names[rank]))
+        found.append(_read(transport.irecv(rank, ANSWER).wait(PATIENCE), rank, names))
     return found
 
 
@@ -151,16 +152,21 @@ def _reply(transport: Transport, rank: int) -> None:
         transport.isend(rank, Message(REPLY))
 
 
-_LINKS = TypeAdapter(list[tuple[int, float, float]])
+Finite = Annotated[float, AllowInfNan(False)]
+
+_LINKS = TypeAdapter(list[tuple[int, Annotated[Finite, Field(gt=0)], Annotated[Finite, Field(ge=0)]]])
 
 
-def _read(message: Message, name: str) -> Answer:
-    measured = Measured.from_text(str(message.header.get("measured")), name)
+def _read(message: Message, rank: int, names: Sequence[str]) -> Answer:
+    """The answer of the device ``rank`` of these."""
+    measured = Measured.from_text(str(message.header.get("measured")), names[rank])
     try:
         links = _LINKS.validate_python(message.header.get("links"))
     except ValidationError as error:
-        raise RunFailed(f"device '{name}' has found links that cannot be: {error.errors()[0]['msg']}") from None
-    return Answer(measured, {rank: Link(max(bits, 1.0), max(latency, 0.0)) for rank, bits, latency in links})
+        raise RunFailed(f"device '{names[rank]}' has found links that cannot be: {error.errors()[0]['msg']}") from None
+    if sorted(other for other, _, _ in links) != [*range(rank + 1, len(names))]:
+        raise RunFailed(f"device '{names[rank]}' has found links with other devices than those after it")
+    return Answer(measured, {other: Link(bits, latency) for other, bits, latency in links})
 
 
 def _devices(names: Sequence[str]) -> str:
