@@ -32,6 +32,7 @@ def configuration(folder: Path, family: str = "bert", **changes: Any) -> RunConf
         "model": str(folder / "model"),
         "train": NO_DATA,
         "max_length": 32,
+        "dtype": "float32",
         "adapter": {"reduction": 4},
         "cache": {"dir": str(folder / "cache")},
         **changes,
