@@ -19,6 +19,9 @@ from pac_core.facts import DeviceFacts
 Text = Annotated[str, Field(max_length=1000)]
 JobName = Annotated[str, Field(min_length=1, max_length=100)]
 
+Purpose = Literal["train", "profile"]
+"""What a job is for: a run of `pac finetune`, or measuring devices."""
+
 MOST_THREADS = 4096
 """That a device may be asked to compute with."""
 
@@ -91,6 +94,7 @@ class Job(_Said):
         threads: for computing; 0 for the worker's own choice.
         transport: name of the transport between the devices.
         blocked: plugins to leave out.
+        purpose: what the job is for; of a profile, ``config`` says how adapter and cache are to be.
     """
 
     kind: Literal["job"] = "job"
@@ -101,6 +105,7 @@ class Job(_Said):
     threads: int = Field(ge=0, le=MOST_THREADS)
     transport: Text
     blocked: list[Text]
+    purpose: Purpose = "train"
 
 
 class End(_Said):

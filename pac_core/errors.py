@@ -3,6 +3,9 @@
 RESUME = "what was written is whole, and the same command with --resume goes on from there"
 """The end of what is said of a run that could not go on."""
 
+AGAIN = "nothing was written; give the same command again"
+"""The same of devices that were to be measured."""
+
 
 class PacError(Exception):
     """Root of every error that PAC raises on purpose; its text is one line that names what, where and the way out."""

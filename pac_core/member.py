@@ -1,5 +1,5 @@
-"""``python -m pac_core.member``: a process that takes part in a run which another one leads, on this machine or on
-another one, where a worker has started it.
+"""``python -m pac_core.member``: a process that takes part in a run which another one leads, or is measured for it, on
+this machine or on another one, where a worker has started it.
 
 See `pac_core.runtime.job_process`. It is told what to do by an `Assignment` on its standard input, and ends when that
 is closed.
@@ -19,6 +19,7 @@ from pac_core.config import RunConfig
 from pac_core.errors import PacError, PeerLost
 from pac_core.finetune import FineTuner
 from pac_core.registry import Registry
+from pac_core.runtime import profiling
 from pac_core.runtime.assignment import Assignment, connect
 from pac_core.runtime.job_process import READY
 from pac_core.runtime.load import warm_up
@@ -48,15 +49,19 @@ def take_part(assignment: Assignment) -> None:
     """Run as the device that ``assignment`` says.
 
     Raises:
-        PacError: as `FineTuner.run`, or another device is gone.
+        PacError: as `FineTuner.run` or `profiling.take_part`, or another device is gone.
         KeyboardInterrupt: the run was stopped.
     """
     config, registry = RunConfig.build(assignment.config), Registry(blocked=assignment.blocked)
-    warm_up(config, registry)
+    if assignment.purpose == "train":
+        warm_up(config, registry)
     sys.stdout.buffer.write(READY)
     sys.stdout.buffer.flush()
     with connect(assignment, registry) as transport:
-        FineTuner(config, registry=registry).take_part(transport)
+        if assignment.purpose == "profile":
+            profiling.take_part(transport, config, registry)
+        else:
+            FineTuner(config, registry=registry).take_part(transport)
 
 
 def _end_with_starter(assignment: Assignment) -> None:

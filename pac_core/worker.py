@@ -228,6 +228,7 @@ class Worker:
             cluster=options.cluster,
             threads=job.threads or options.threads,
             blocked=sorted({*options.blocked, *job.blocked}),
+            purpose=job.purpose,
         )
 
     def _end(self, who: str, end: End) -> None:

@@ -1,17 +1,27 @@
 """The one cost model of planners and simulator: seconds and bytes of any slice of a chain, on any device.
 
-A pass over a layer takes `DeviceProfile.layer_s`, and its arithmetic at the device's rate. A message takes its link's
-latency, and its bytes at the link's rate. Sums of gradients go around a ring.
+A pass over a layer takes what it takes however few the rows are, and its arithmetic at the device's rate: as measured
+(`Paces`), or by `DeviceProfile.layer_s` and `flops`. A message takes its link's latency, and its bytes at the link's
+rate. Sums of gradients go around a ring.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate, pairwise
 
-from pac_core.contracts.cluster import Cluster, DeviceProfile, Job, LayerProfile, Link, Profile
+import numpy as np
+from numpy.typing import NDArray
+
+from pac_core.contracts.cluster import Cluster, DeviceProfile, Job, LayerProfile, Link, Pace, Paces, Profile
 from pac_core.contracts.scheduler import StagePlan
+
+Matrix = NDArray[np.float64]
+
+TINY = 1.0
+"""Operations that differences of sums leave where there are none."""
 
 FORWARD = 1 / 3
 """Part of `LayerProfile.side_flops` that is the forward pass: the backward pass multiplies twice as much."""
@@ -48,13 +58,43 @@ class Crossing:
 
 
 @dataclass(frozen=True)
+class Term:
+    """What layers add to a pass on one device: so many passes of an operation, and its operations for a sample, as sums
+    like those of `Costs`."""
+
+    pace: Pace
+    passes: tuple[float, ...]
+    operations: tuple[float, ...]
+
+    def seconds(self, first: int, last: int, rows: float) -> float:
+        """Seconds of ``rows`` in the slice [first, last)."""
+        fixed = slice_of(self.passes, first, last) * self.pace.layer_s
+        return fixed + rows * slice_of(self.operations, first, last) / self.pace.flops
+
+    def of_slices(self, rows: float) -> Matrix:
+        """`seconds` of all slices: a matrix over first and last."""
+        fixed = between(np.array(self.passes)) * self.pace.layer_s
+        return fixed + between(rows * np.array(self.operations)) / self.pace.flops
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What the two passes consist of on one device."""
+
+    forward: tuple[Term, ...]
+    backward: tuple[Term, ...]
+
+
+@dataclass(frozen=True)
 class Costs:
     """What slices of a chain cost. Entry i of each sum is that of the layers before place i, so a slice [first, last)
     is a difference; there is one entry more than layers.
 
     Attributes:
+        streams: of each layer.
         forward_flops, backward_flops: of one sample of mean length, side network included.
         side_flops: of one sample in both passes, the side network alone: what cached epochs compute.
+        head_flops: of one sample in the head, in each pass.
         held_bytes: of weights and all that training adds to them; embeddings lie with the first layer of their stream,
             the head with the last of the chain.
         side_bytes: of that, what training the side network takes.
@@ -65,9 +105,11 @@ class Costs:
         cuts: places where a stage may begin, and the end of the chain.
     """
 
+    streams: tuple[str, ...]
     forward_flops: tuple[float, ...]
     backward_flops: tuple[float, ...]
     side_flops: tuple[float, ...]
+    head_flops: float
     held_bytes: tuple[float, ...]
     side_bytes: tuple[float, ...]
     kept_bytes: tuple[float, ...]
@@ -83,12 +125,26 @@ class Costs:
 
     def seconds(self, device: DeviceProfile, first: int, last: int, rows: float) -> Seconds:
         """Seconds of a micro-batch's ``rows`` in the slice [first, last)."""
-        passing = (last - first) * device.layer_s
-        back = slice_of(self.backward_flops, first, last)
+        passes = self._passes_on(device)
         return Seconds(
-            passing + rows * slice_of(self.forward_flops, first, last) / device.flops,
-            (passing + rows * back / (device.backward_flops or device.flops)) if back else 0.0,
+            sum(term.seconds(first, last, rows) for term in passes.forward),
+            sum(term.seconds(first, last, rows) for term in passes.backward),
         )
+
+    def seconds_of_slices(self, device: DeviceProfile, rows: float) -> tuple[Matrix, Matrix]:
+        """`seconds` of all slices at once: forward and backward, each a matrix over first and last."""
+        passes, nothing = self._passes_on(device), np.zeros((self.layers + 1, self.layers + 1))
+        forward = sum((term.of_slices(rows) for term in passes.forward), nothing)
+        return forward, sum((term.of_slices(rows) for term in passes.backward), nothing)
+
+    def _passes_on(self, device: DeviceProfile) -> Passes:
+        if device not in self._known:
+            self._known[device] = _passes(self, device)
+        return self._known[device]
+
+    @cached_property
+    def _known(self) -> dict[DeviceProfile, Passes]:
+        return {}
 
     def bytes(self, first: int, last: int, rows: float, in_flight: int) -> float:
         """Bytes on a device that runs the slice [first, last) with ``in_flight`` micro-batches of ``rows``."""
@@ -96,17 +152,92 @@ class Costs:
         return held + rows * in_flight * slice_of(self.kept_bytes, first, last)
 
     def side_seconds(self, device: DeviceProfile, rows: float) -> Seconds:
-        """Seconds of ``rows`` cached samples in the whole side network."""
-        work, passing = rows * self.side_flops[-1], self.layers * device.layer_s
+        """Seconds of ``rows`` cached samples in the whole side network and the head. Measured are both passes at once,
+        which are then taken to be as their work is."""
+        if device.paces is not None:
+            return self._measured_side(device.paces, rows)
+        work, head, passing = rows * self.side_flops[-1], rows * self.head_flops, self.layers * device.layer_s
         return Seconds(
-            passing + FORWARD * work / device.flops,
-            passing + (1 - FORWARD) * work / (device.backward_flops or device.flops),
+            passing + (FORWARD * work + head) / device.flops,
+            passing + ((1 - FORWARD) * work + head) / (device.backward_flops or device.flops),
         )
 
     def cached_seconds(self, device: DeviceProfile, rows: float) -> float:
-        """Seconds in which a device trains the whole side network on ``rows`` cached samples: it reads them, and
-        computes forward and backward."""
-        return disk_s(device, rows * self.cached_bytes[-1]) + self.side_seconds(device, rows).both
+        """Seconds in which a device trains the whole side network on ``rows`` cached samples: it reads them, computes
+        forward and backward, and updates the weights."""
+        read = disk_s(device, rows * self.cached_bytes[-1])
+        return read + self.side_seconds(device, rows).both + self.update_seconds(device, 0, self.layers)
+
+    def update_seconds(self, device: DeviceProfile, first: int, last: int) -> float:
+        """Seconds that an optimiser step over the slice [first, last) takes beside its passes, as far as measured."""
+        if device.paces is None:
+            return 0.0
+        size = slice_of(self.gradient_bytes, first, last)
+        return device.paces.step_s + size / device.paces.update_bytes_per_s
+
+    def _measured_side(self, paces: Paces, rows: float) -> Seconds:
+        side = sum(
+            paces.of(stream).cached.seconds(rows * (after - before))
+            for stream, (before, after) in zip(self.streams, pairwise(self.side_flops))
+            if after > before
+        )
+        head = rows * self.head_flops
+        return Seconds(
+            FORWARD * side + paces.head_forward.seconds(head),
+            (1 - FORWARD) * side + paces.head_backward.seconds(head),
+        )
+
+
+def _passes(found: Costs, device: DeviceProfile) -> Passes:
+    """What a device's passes consist of. A stage that writes cache entries does so in its forward pass."""
+    forward, backward = _derived(found, device) if device.paces is None else _measured(found, device.paces)
+    if device.write_bytes_per_s is not None:
+        written = Term(Pace(device.write_bytes_per_s), (0.0,) * (found.layers + 1), found.cached_bytes)
+        forward = (*forward, written)
+    return Passes(forward, backward)
+
+
+def _derived(found: Costs, device: DeviceProfile) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
+    """Forward and backward by the device's rates for all models."""
+    ahead = Pace(device.flops, device.layer_s)
+    back = replace(ahead, flops=device.backward_flops or device.flops)
+    heads = [_head(found, replace(pace, layer_s=0.0)) for pace in (ahead, back)]
+    forward = Term(ahead, tuple(range(found.layers + 1)), found.forward_flops)
+    backward = Term(back, _counts(found.backward_flops), found.backward_flops)
+    return (forward, *heads[0]), (backward, *heads[1])
+
+
+def _measured(found: Costs, paces: Paces) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
+    """Forward and backward as the device was measured with this model."""
+    forward, backward = list(_head(found, paces.head_forward)), list(_head(found, paces.head_backward))
+    each = [np.diff(sums) for sums in (found.forward_flops, found.backward_flops, found.side_flops)]
+    for stream in dict.fromkeys(found.streams):
+        ahead, back, side = (np.where(np.array(found.streams) == stream, values, 0.0) for values in each)
+        own = paces.of(stream)
+        forward.append(_term(own.backbone, ahead - FORWARD * side))
+        forward.append(_term(own.side_forward, FORWARD * side))
+        backward.append(_term(own.backbone, back - (1 - FORWARD) * side))
+        backward.append(_term(own.side_backward, (1 - FORWARD) * side))
+    return tuple(forward), tuple(backward)
+
+
+def _head(found: Costs, pace: Pace) -> tuple[Term, ...]:
+    """A pass through the head, behind the last layer; none where there is no work for it."""
+    if not found.head_flops:
+        return ()
+    before = (0.0,) * found.layers
+    return (Term(pace, (*before, 1.0), (*before, found.head_flops)),)
+
+
+def _term(pace: Pace, operations: NDArray[np.float64]) -> Term:
+    """Of layers with these operations; what differences of sums leave of none is none."""
+    sums = _sums(np.where(operations > TINY, operations, 0.0).tolist())
+    return Term(pace, _counts(sums), sums)
+
+
+def _counts(sums: Sequence[float]) -> tuple[float, ...]:
+    """How many of the layers have operations."""
+    return _sums(float(after > before) for before, after in pairwise(sums))
 
 
 def costs(profile: Profile, job: Job) -> Costs:
@@ -118,12 +249,16 @@ def costs(profile: Profile, job: Job) -> Costs:
     embeddings = [profile.embedding_bytes.get(stream, 0) if i == 0 else 0 for stream, i in chain]
     heads = [profile.head_bytes if place == final else 0 for place in range(len(chain))]
     return Costs(
-        forward_flops=_sums(_forward(layer, job, s, sources[s]) + FORWARD * _side(layer, job, s) for s, layer in held),
+        streams=tuple(stream for stream, _ in chain),
+        forward_flops=_sums(
+            _forward(layer, job, s, sources[s]) + FORWARD * _side(layer, job, s, sources[s]) for s, layer in held
+        ),
         backward_flops=_sums(
-            layer.back_passes * _forward(layer, job, s, sources[s]) + (1 - FORWARD) * _side(layer, job, s)
+            layer.back_passes * _forward(layer, job, s, sources[s]) + (1 - FORWARD) * _side(layer, job, s, sources[s])
             for s, layer in held
         ),
-        side_flops=_sums(_side(layer, job, s) for s, layer in held),
+        side_flops=_sums(_side(layer, job, s, sources[s]) for s, layer in held),
+        head_flops=profile.head_flops * job.mean(chain[-1][0]),
         held_bytes=_sums(
             layer.weight_bytes + layer.side_bytes + more + head
             for (_, layer), more, head in zip(held, embeddings, heads)
@@ -140,6 +275,11 @@ def costs(profile: Profile, job: Job) -> Costs:
 def slice_of(sums: Sequence[float], first: int, last: int) -> float:
     """What the layers [first, last) add to running sums."""
     return sums[last] - sums[first]
+
+
+def between(sums: NDArray[np.float64] | NDArray[np.intp]) -> Matrix:
+    """`slice_of` all slices: a matrix over first and last."""
+    return np.asarray(sums[None, :] - sums[:, None], dtype=np.float64)
 
 
 def kept_bytes(layer: LayerProfile, job: Job, stream: str, source: str | None) -> float:
@@ -163,11 +303,6 @@ def transfer_s(link: Link, size: float) -> float:
 def disk_s(device: DeviceProfile, size: float) -> float:
     """Seconds in which a device reads or writes ``size`` bytes of cache entries."""
     return size / device.disk_bytes_per_s if device.disk_bytes_per_s else 0.0
-
-
-def update_s(device: DeviceProfile, size: float) -> float:
-    """Seconds in which a device changes trained weights of ``size`` bytes by their gradients."""
-    return size / device.update_bytes_per_s if device.update_bytes_per_s else 0.0
 
 
 def all_reduce_s(cluster: Cluster, devices: Sequence[str], size: float) -> float:
@@ -199,8 +334,9 @@ def _forward(layer: LayerProfile, job: Job, stream: str, source: str | None) -> 
     return tokens * (layer.flops + layer.pair_flops * tokens) + attended
 
 
-def _side(layer: LayerProfile, job: Job, stream: str) -> float:
-    return layer.side_flops * job.mean(stream)
+def _side(layer: LayerProfile, job: Job, stream: str, source: str | None) -> float:
+    attended = 0.0 if source is None else layer.cross_side_flops * job.mean(source)
+    return layer.side_flops * job.mean(stream) + attended
 
 
 def _crossing(profile: Profile, job: Job, chain: Sequence[tuple[str, int]], place: int) -> Crossing:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pac_core.contracts.cluster import Cluster, DeviceProfile, Job
 from pac_core.contracts.scheduler import Plan
-from pac_core.planning.cost import FORWARD, Costs, Crossing, all_reduce_s, disk_s, slice_of, update_s
+from pac_core.planning.cost import FORWARD, Costs, Crossing, all_reduce_s, disk_s, slice_of
 from pac_core.planning.entries import Matrix, spread_of
 from pac_core.planning.events import Played, forward_only, play
 from pac_core.planning.slowness import Slowness
@@ -114,7 +114,11 @@ class Run:
     @cached_property
     def pass_costs(self) -> Costs:
         """Of the first pass over the samples."""
-        return backbone_alone(self.found) if self.work.prefill else self.found
+        if self.work.prefill:
+            return backbone_alone(self.found)
+        if not self.work.caches:  # then nothing is written either
+            return replace(self.found, cached_bytes=(0.0,) * len(self.found.cached_bytes))
+        return self.found
 
     def played(self, rows: int, number: int = 0) -> Played:
         """A mini-batch of the first pass, the ``number``-th of its kind."""
@@ -135,6 +139,7 @@ def backbone_alone(found: Costs) -> Costs:
         forward_flops=tuple(all_ - FORWARD * side for all_, side in zip(found.forward_flops, found.side_flops)),
         backward_flops=nothing,
         side_flops=nothing,
+        head_flops=0.0,
         held_bytes=tuple(held - side for held, side in zip(found.held_bytes, found.side_bytes)),
         side_bytes=nothing,
         kept_bytes=found.cached_bytes,
@@ -211,9 +216,9 @@ class Cached:
         self.run = run
         self.count = -(-run.work.samples // run.job.batch_size)
         self.rows = run.work.samples / self.count / run.plan.size
-        size = run.found.gradient_bytes[-1]
-        self._reduce_s = all_reduce_s(run.cluster, run.names, size)
-        self._updates = np.array([update_s(device, size) for device in run.devices])
+        found = run.found
+        self._reduce_s = all_reduce_s(run.cluster, run.names, found.gradient_bytes[-1])
+        self._updates = np.array([found.update_seconds(device, 0, found.layers) for device in run.devices])
         self._reads = np.array([disk_s(d, self.rows * run.found.cached_bytes[-1]) for d in run.devices])
         self._computes = np.array([run.found.side_seconds(device, self.rows).both for device in run.devices])
 

@@ -2,48 +2,71 @@
 
 from __future__ import annotations
 
+from pac_core.codecs import codec_for
 from pac_core.contracts.adapter import AdapterConfig
 from pac_core.contracts.backbone import BackboneInfo, Stream, tap_indices
 from pac_core.contracts.cluster import LayerProfile, Profile
 from pac_core.planning.stage_memory import SINGLE, TRAINED, kept_numbers, layer_numbers, side_numbers
 
 
-def analytic_profile(info: BackboneInfo, adapter: AdapterConfig, target: str, *, head: bool) -> Profile:
+def analytic_profile(
+    info: BackboneInfo, adapter: AdapterConfig, target: str, *, head: bool, cache_dtype: str | None = None
+) -> Profile:
     """The profile of a backbone with an adapter.
 
-    Key and value heads count as many as query heads, so models that share them are taken for slightly slower and larger
-    than they are.
+    The entry of b_0 counts with the first layer's. Key and value heads count as many as query heads, so models that
+    share them are taken for slightly slower and larger than they are.
 
     Args:
         target: the stream that the side network ends with.
         head: whether a language-model head is held with the last layer.
+        cache_dtype: number format of cache entries; the backbone's if None.
     """
     names = [stream.name for stream in info.streams]
     chain = info.streams[: names.index(target) + 1]
     size = info.dtype.itemsize
     table = info.vocab_size * info.hidden_size * size
-    layers = {stream.name: _layers(info, adapter, stream) for stream in chain}
-    return Profile(layers, {stream.name: table for stream in chain}, table if head else 0, adapter.tap_every)
+    tap = (
+        info.hidden_size * size if cache_dtype is None else codec_for(cache_dtype).payload_bytes(1, 1, info.hidden_size)
+    )
+    layers = {stream.name: _layers(info, adapter, stream, tap) for stream in chain}
+    d = info.hidden_size
+    return Profile(
+        layers,
+        {stream.name: table for stream in chain},
+        head_bytes=table if head else 0,
+        first_cut=adapter.tap_every,
+        head_flops=2.0 * d * (info.vocab_size if head else 1),
+    )
 
 
-def _layers(info: BackboneInfo, adapter: AdapterConfig, stream: Stream) -> tuple[LayerProfile, ...]:
+def _layers(info: BackboneInfo, adapter: AdapterConfig, stream: Stream, tap: int) -> tuple[LayerProfile, ...]:
+    """The layers of a stream, of each of whose taps the cache keeps ``tap`` bytes a token."""
     tapped = tap_indices(stream.layers, adapter.tap_every)
-    return tuple(_layer(info, adapter, stream, tapped=i + 1 in tapped) for i in range(stream.layers))
+    return tuple(
+        _layer(info, adapter, stream, tap * ((i + 1 in tapped) + (i == 0)), side=i + 1 in tapped)
+        for i in range(stream.layers)
+    )
 
 
-def _layer(info: BackboneInfo, adapter: AdapterConfig, stream: Stream, *, tapped: bool) -> LayerProfile:
+def _layer(info: BackboneInfo, adapter: AdapterConfig, stream: Stream, cached: int, *, side: bool) -> LayerProfile:
+    """A layer of which the cache keeps so many bytes a token, with or without a side layer."""
     d, size = info.hidden_size, info.dtype.itemsize
-    weights = layer_numbers(info, stream, d)
-    side = side_numbers(info, adapter, stream) if tapped else 0
+    width = d // adapter.reduction
+    weights, beside = layer_numbers(info, stream, d), side_numbers(info, adapter, stream) if side else 0
+    attended = 2 * d * d if stream.cross else 0  # weights that work on the tokens attended to
+    attended_beside = 2 * width * width if stream.cross and side and adapter.name != "bottleneck" else 0
     return LayerProfile(
-        flops=2.0 * weights,
+        flops=2.0 * (weights - attended),
         pair_flops=4.0 * d * (2 if stream.cross else 1),
-        side_flops=6.0 * side,
+        side_flops=6.0 * (beside - attended_beside),
         weight_bytes=weights * size,
-        side_bytes=side * SINGLE * TRAINED,
+        side_bytes=beside * SINGLE * TRAINED,
         hidden_bytes=d * size,
-        state_bytes=2 * (d // adapter.reduction) * SINGLE,
-        tap_bytes=d * size if tapped else 0,
-        kept_bytes=SINGLE * (d + kept_numbers(info, adapter, stream)) if tapped else 0,
-        gradient_bytes=side * SINGLE,
+        state_bytes=2 * width * SINGLE,
+        tap_bytes=cached,
+        kept_bytes=SINGLE * (d + kept_numbers(info, adapter, stream)) if side else 0,
+        cross_flops=2.0 * attended,
+        gradient_bytes=beside * SINGLE,
+        cross_side_flops=6.0 * attended_beside,
     )

@@ -124,6 +124,8 @@ def simulate(
     batch = plan.micro_batches * plan.micro_batch_size
     job = job or Job(batch, plan.micro_batch_size, LENGTH, LENGTH)
     work = work or Work(batch)
+    if not work.caches:
+        cluster = replace(cluster, devices=tuple(replace(d, write_bytes_per_s=None) for d in cluster.devices))
     found = costs(profile, job)
     found = replace(found, cached_bytes=work.kept(found.cached_bytes, job))
     slices = [places(profile, stage) for stage in plan.stages]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pac_core.control import own_version
+from pac_core.control import Purpose, own_version
 from pac_core.registry import Registry
 
 CONNECT_SECONDS = 86400.0
@@ -33,6 +33,7 @@ class Assignment:
         blocked: plugins to leave out.
         silence: seconds without a sign of life over the data transport after which a device counts as lost.
         folder: with files of the run, which go with whoever started the device's process; empty for none.
+        purpose: what the job is for.
     """
 
     job: str
@@ -46,6 +47,7 @@ class Assignment:
     blocked: Sequence[str] = ()
     silence: float = SILENCE_SECONDS
     folder: str = ""
+    purpose: Purpose = "train"
 
 
 def connect(assignment: Assignment, registry: Registry, seconds: float = CONNECT_SECONDS) -> Any:

@@ -17,14 +17,14 @@ from pac_core.cluster import Cluster, is_cluster
 from pac_core.config import RunConfig
 from pac_core.contracts import cluster as planned
 from pac_core.contracts.transport import Transport
-from pac_core.control import End, Job, PeerAddress, readable
-from pac_core.errors import RESUME, BadInput, RunFailed, TransportError
+from pac_core.control import End, Job, PeerAddress, Purpose, readable
+from pac_core.errors import BadInput, RunFailed, TransportError
 from pac_core.facts import DeviceFacts, facts_here
 from pac_core.launch import Launch
 from pac_core.planning.make import FAR
 from pac_core.registry import Registry
 from pac_core.runtime.assignment import Assignment, connect
-from pac_core.runtime.crew import Crew, device_count
+from pac_core.runtime.crew import WAYS_OUT, Crew, device_count
 from pac_core.runtime.gathering import Gathering
 from pac_core.runtime.spmd import Spmd, launcher_of
 from pac_core.runtime.watch import Watch
@@ -84,8 +84,9 @@ class ClusterCrew:
     remote = True
     """Whether the devices are other machines."""
 
-    def __init__(self, config: RunConfig, cluster: Cluster, registry: Registry) -> None:
+    def __init__(self, config: RunConfig, cluster: Cluster, registry: Registry, purpose: Purpose = "train") -> None:
         self.config = config
+        self.purpose = purpose
         self.cluster = cluster
         self.registry = registry
         self.facts: dict[str, DeviceFacts] = {}
@@ -122,7 +123,7 @@ class ClusterCrew:
                 gathering.send(name, End(job=self._job, reason="it did not come about"))
             gathering.meeting.close(1.0)
             raise
-        self._watch = Watch(gathering.meeting, self._job, list(offers))
+        self._watch = Watch(gathering.meeting, self._job, list(offers), WAYS_OUT[self.purpose])
         self._watch.start()
         assert self._own is not None
         torch.set_num_threads(self._own.threads)
@@ -138,7 +139,7 @@ class ClusterCrew:
         if self._transport is not None:
             self._transport.close()
         if kind is KeyboardInterrupt and left is not None:  # from there came the wish to stop
-            raise RunFailed(f"{left}; {RESUME}") from error
+            raise RunFailed(f"{left}; {WAYS_OUT[self.purpose]}") from error
 
     def connect(self) -> Transport:
         """Connect with all workers, once each is ready.
@@ -156,7 +157,7 @@ class ClusterCrew:
     def explain(self, error: TransportError) -> RunFailed:
         """``error`` as the user is to read it: which device is gone and why, if one is."""
         assert self._watch is not None
-        return RunFailed(f"{self._named(self._watch.cause(EXPLAIN_SECONDS) or str(error))}; {RESUME}")
+        return RunFailed(f"{self._named(self._watch.cause(EXPLAIN_SECONDS) or str(error))}; {WAYS_OUT[self.purpose]}")
 
     def _named(self, text: str) -> str:
         """``text`` of a transport, which knows the devices by rank alone, with their names."""
@@ -180,6 +181,7 @@ class ClusterCrew:
                 threads=self.cluster.device(name).threads or 0,
                 transport=self.cluster.transport,
                 blocked=blocked,
+                purpose=self.purpose,
             )
             if not gathering.send(name, job):
                 raise RunFailed(f"device '{name}' has left before its job could be sent")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,8 @@ from pac_core.addresses import free_ports, join_address
 from pac_core.config import RunConfig
 from pac_core.contracts.cluster import Cluster
 from pac_core.contracts.transport import Transport, TransportOptions
-from pac_core.errors import RESUME, BadInput, PeerLost, RunFailed, TransportError
+from pac_core.control import Purpose
+from pac_core.errors import AGAIN, RESUME, BadInput, PeerLost, RunFailed, TransportError
 from pac_core.keys import KeyFolder, KeyPair
 from pac_core.machine import core_count
 from pac_core.planning.make import device_names, local_cluster
@@ -32,6 +33,9 @@ SILENCE_SECONDS = 600.0
 POLL_SECONDS = 0.02
 
 LOOPBACK = "127.0.0.1"
+
+WAYS_OUT: Mapping[Purpose, str] = {"train": RESUME, "profile": AGAIN}
+"""What is to be done about a job that could not go on."""
 
 
 def device_count(config: RunConfig) -> int:
@@ -102,8 +106,9 @@ class Crew:
     remote = False
     """Whether the devices are other machines."""
 
-    def __init__(self, config: RunConfig, count: int, registry: Registry) -> None:
+    def __init__(self, config: RunConfig, count: int, registry: Registry, purpose: Purpose = "train") -> None:
         self.config = config
+        self.purpose = purpose
         self.registry = registry
         self.count = count
         self.folder = Path()
@@ -156,9 +161,9 @@ class Crew:
             time.sleep(POLL_SECONDS)
         failed = self._failed()
         if not failed:
-            return RunFailed(f"{error}; {RESUME}")
+            return RunFailed(f"{error}; {WAYS_OUT[self.purpose]}")
         rank = min(failed, key=lambda one: failed[one][0] > 0)  # by a signal first: others follow
-        return RunFailed(f"lost device {rank}: {failed[rank][1]}; {RESUME}")
+        return RunFailed(f"lost device {rank}: {failed[rank][1]}; {WAYS_OUT[self.purpose]}")
 
     def _assign(self, peers: Sequence[Sequence[str]]) -> list[Assignment]:
         config, blocked = self.config.plain(), sorted(self.registry.blocked)
@@ -175,6 +180,7 @@ class Crew:
                 blocked=blocked,
                 silence=SILENCE_SECONDS,
                 folder=str(self.folder),
+                purpose=self.purpose,
             )
             for rank in range(self.count)
         ]

@@ -28,7 +28,13 @@ def run_plan(config: RunConfig, loaded: Loaded, registry: Registry, cluster: Clu
         return None
     else:
         model = loaded.model
-        profile = analytic_profile(model.info, config.adapter, model.side.target, head=loaded.task.generates)
+        profile = analytic_profile(
+            model.info,
+            config.adapter,
+            model.side.target,
+            head=loaded.task.generates,
+            cache_dtype=config.cache.dtype,
+        )
         found = plan(profile, cluster, job_of(config, loaded), config.scheduler, registry)
     if found.size != len(names):
         raise BadInput(

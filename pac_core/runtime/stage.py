@@ -81,9 +81,9 @@ class Stage:
         lengths = [len(example) for example in part.examples]
         with fast_products(sum(lengths)):
             for stream in self._streams():
-                part, taps = self._run_backbone(stream, part)
-                part = self._run_side(stream.name, part, taps)
-            loss = self._loss(part) if self.is_last else None
+                part, taps = self.run_backbone(stream, part)
+                part = self.run_side(stream.name, part, taps)
+            loss = self.loss(part) if self.is_last else None
         outputs = {} if self.is_last else {n: tensor for n, tensor in part.tensors.items() if n.endswith(".a")}
         passed = Passed(inputs, outputs, loss, sum(lengths) if max(lengths) <= SHORT else 0)
         return replace(part, tensors={}) if self.is_last else part, passed
@@ -94,7 +94,7 @@ class Stage:
         part = self._here(part)
         with fast_products(sum(map(len, part.examples))):
             for stream in self._streams():
-                part, _ = self._run_backbone(stream, part)
+                part, _ = self.run_backbone(stream, part)
         name = f"{self.chain[-1].name}.b"
         return replace(part, tensors={name: part.tensors[name]}) if self.is_last else part
 
@@ -121,7 +121,7 @@ class Stage:
         """The streams that this stage has layers of."""
         return [stream for stream in self.chain if stream.name in self.layers]
 
-    def _run_backbone(self, stream: Stream, part: Part) -> tuple[Part, Tensor | None]:
+    def run_backbone(self, stream: Stream, part: Part) -> tuple[Part, Tensor | None]:
         """``part`` with ``<stream>.b`` after the slice, and the slice's taps (taps, tokens, d) as the cache gives them
         back."""
         name = stream.name
@@ -174,7 +174,7 @@ class Stage:
         positions = torch.arange(rows.width, device=hidden.device).expand_as(mask).masked_fill(~mask, 0)
         return {"hidden": rows.pad(hidden), "mask": mask, "positions": positions, **encoder}
 
-    def _run_side(self, stream: str, part: Part, taps: Tensor | None) -> Part:
+    def run_side(self, stream: str, part: Part, taps: Tensor | None) -> Part:
         """``part`` with ``<stream>.a`` after the side layers that read ``taps`` (taps, tokens, d), if any."""
         side, rows = self.model.side, self._rows(stream, part)
         if taps is None:
@@ -200,7 +200,7 @@ class Stage:
         match = part.tensors.get(f"{stream}.match")
         return rows if match is None else replace(rows, match=match.t())
 
-    def _loss(self, part: Part) -> Tensor:
+    def loss(self, part: Part) -> Tensor:
         """() what these rows add to the mean loss of the whole batch."""
         stream = self.model.side.target
         state, learnt = part.tensors[f"{stream}.a"], self.model.learnt(part.examples)

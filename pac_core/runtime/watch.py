@@ -40,13 +40,18 @@ class Cause:
 
 
 class Watch(threading.Thread):
-    """Hears what workers say during a run. What it knows is guarded by ``_changed``; the meeting is its own."""
+    """Hears what workers say during a run. What it knows is guarded by ``_changed``; the meeting is its own.
 
-    def __init__(self, meeting: Meeting, job: str, workers: list[str]) -> None:
+    Args:
+        way_out: what is to be done about a device that is gone.
+    """
+
+    def __init__(self, meeting: Meeting, job: str, workers: list[str], way_out: str = RESUME) -> None:
         super().__init__(name="pac-watch", daemon=True)
         self._meeting = meeting
         self._job = job
         self._workers = workers
+        self._way_out = way_out
         self._running = set(workers)
         self._ready: set[str] = set()
         self._causes: list[Cause] = []
@@ -72,7 +77,7 @@ class Watch(threading.Thread):
         with self._changed:
             self._changed.wait_for(lambda: self._causes or self._ready.issuperset(self._workers), seconds)
             if self._causes:
-                raise RunFailed(f"{self._first()}; {RESUME}")
+                raise RunFailed(f"{self._first()}; {self._way_out}")
             late = sorted(set(self._workers) - self._ready)
         if late:
             raise RunFailed(f"devices {', '.join(late)} were not ready in {seconds:.0f} s")
@@ -90,7 +95,7 @@ class Watch(threading.Thread):
         with self._changed:
             self._changed.wait_for(lambda: self._causes or begun.done())
             if not begun.done():
-                raise RunFailed(f"{self._first()}; {RESUME}")
+                raise RunFailed(f"{self._first()}; {self._way_out}")
             self._transport = begun.result()
             return self._transport
 

@@ -4,11 +4,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pac_core.contracts.backbone import DECODER, ENCODER
-from pac_core.contracts.cluster import Cluster, DeviceProfile, Link, Profile
+from pac_core.contracts.cluster import Cluster, DeviceProfile, Link, Pace, Paces, Profile, StreamPaces
 from pac_core.contracts.scheduler import StagePlan
 from pac_core.errors import BadInput
 from pac_core.planning.cards import CARDS, card
@@ -106,3 +106,54 @@ def test_a_card_says_where_its_numbers_come_from_and_gives_a_device(name: str) -
 def test_an_unknown_card_is_named_with_those_there_are() -> None:
     with pytest.raises(BadInput, match="card 'jetson' is not known; known: jetson-nano"):
         card("jetson")
+
+
+PACED = replace(
+    DEVICE,
+    write_bytes_per_s=1e6,
+    paces=Paces(
+        (
+            StreamPaces(ENCODER, Pace(1e9, 0.01), Pace(2e9, 0.02), Pace(3e9, 0.03), Pace(4e9, 0.04)),
+            StreamPaces(DECODER, Pace(5e9, 0.05), Pace(6e9, 0.06), Pace(7e9, 0.07), Pace(8e9, 0.08)),
+        ),
+        Pace(1e8, 0.5),
+        Pace(2e8, 0.25),
+        0.125,
+        1e9,
+    ),
+)
+"""A device that was measured with a model of two streams."""
+
+
+def test_measured_paces_count_for_each_stream_and_the_head_once() -> None:
+    profile = replace(a_profile(STREAMS["two"]), head_flops=1e4)
+    found = costs(profile, JOB)
+    side, tokens = 4 * 30 * 5e5, 4 * 30
+    forward = 0.01 + tokens * (2e6 + 1e3 * 30) / 1e9 + 0.02 + side / 3 / 2e9
+    forward += 7 * (0.05 + tokens * (3e6 + 1e3 * 30) / 5e9 + 0.06 + side / 3 / 6e9)
+    seconds = found.seconds(PACED, 4, 12, 4)
+    assert seconds.forward == pytest.approx(forward + 0.5 + tokens * 1e4 / 1e8 + 8 * tokens * 1024 / 1e6)
+    backward = 0.03 + side * 2 / 3 / 3e9 + 7 * (0.07 + side * 2 / 3 / 7e9) + 0.25 + tokens * 1e4 / 2e8
+    assert seconds.backward == pytest.approx(backward)
+    assert found.seconds(PACED, 4, 11, 4).forward < seconds.forward - 0.5  # the head is behind the last layer
+
+
+@pytest.mark.parametrize("device", [DEVICE, PACED])
+@given(rows=st.floats(0.25, 64), head=st.sampled_from([0.0, 1e6]))
+@settings(max_examples=20, deadline=None)
+def test_all_slices_at_once_take_what_each_takes(device: DeviceProfile, rows: float, head: float) -> None:
+    found = costs(replace(a_profile(STREAMS["two"]), head_flops=head), JOB)
+    forward, backward = found.seconds_of_slices(device, rows)
+    for first in range(found.layers):
+        for last in range(first + 1, found.layers + 1):
+            alone = found.seconds(device, first, last, rows)
+            assert (forward[first, last], backward[first, last]) == pytest.approx((alone.forward, alone.backward))
+
+
+def test_an_optimiser_step_takes_time_where_it_was_measured() -> None:
+    layers = (replace(LAYER, gradient_bytes=10**8),) * 3
+    found = costs(Profile({ENCODER: layers}, {}), JOB)
+    assert found.update_seconds(DEVICE, 0, 3) == 0.0
+    assert found.update_seconds(PACED, 1, 3) == pytest.approx(0.125 + 0.2)
+    slower = replace(PACED, paces=replace(PACED.paces, step_s=1.125))
+    assert found.cached_seconds(slower, 8) == pytest.approx(found.cached_seconds(PACED, 8) + 1.0)

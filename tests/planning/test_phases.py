@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pac_core.contracts.cluster import Cluster, DeviceProfile, Job, Link, Profile
+from pac_core.contracts.cluster import Cluster, DeviceProfile, Job, Link, Pace, Paces, Profile, StreamPaces
 from pac_core.contracts.scheduler import Plan, StagePlan
 from pac_core.errors import BadInput
 from pac_core.planning.cost import all_reduce_s, costs
@@ -32,6 +32,12 @@ PROFILE = Profile({"one": (TRAINED,) * 4}, {})
 
 def cluster(count: int, link: Link = NET, **more: Any) -> Cluster:
     return Cluster(tuple(DeviceProfile(f"d{i}", 1e9, 1 << 40, **more) for i in range(count)), default=link)
+
+
+EVEN = Pace(1e9)
+
+PACES = Paces((StreamPaces("one", EVEN, EVEN, EVEN, EVEN),), EVEN, EVEN, step_s=0.25, update_bytes_per_s=1e7)
+"""As the rates of `cluster`, and updates of weights."""
 
 
 def job_of(plan: Plan, tokens: float = 30.0) -> Job:
@@ -189,11 +195,11 @@ def test_one_device_has_nothing_to_spread() -> None:
 
 
 def test_a_step_from_the_cache_reads_computes_sums_and_updates() -> None:
-    found = run(Work(600, 2), disk_bytes_per_s=1e6, update_bytes_per_s=1e7)
-    rows, device = 8, DeviceProfile("d", 1e9, 1, disk_bytes_per_s=1e6)
-    own = costs(PROFILE, JOB).cached_seconds(device, rows)
+    found = run(Work(600, 2), disk_bytes_per_s=1e6, paces=PACES)
+    device = DeviceProfile("d", 1e9, 1, disk_bytes_per_s=1e6)
+    own = costs(PROFILE, JOB).cached_seconds(device, 8)
     ring = all_reduce_s(cluster(3), ["d0", "d1", "d2"], 4 * MIB)
-    assert found.cached_step_s == pytest.approx(own + ring + 4 * MIB / 1e7)
+    assert found.cached_step_s == pytest.approx(own + ring + 0.25 + 4 * MIB / 1e7)
     assert seconds_of(found, "cached") == pytest.approx(25 * found.cached_step_s)
     assert found.phases[2].bytes_sent == 25 * 2 * 2 * 4 * MIB
     kinds = [span.kind for span in found.cached_spans if span.device == "d1"]
@@ -201,10 +207,20 @@ def test_a_step_from_the_cache_reads_computes_sums_and_updates() -> None:
     assert max(span.end_s for span in found.cached_spans) == pytest.approx(found.cached_step_s)
 
 
-def test_updating_weights_takes_what_the_device_says() -> None:
-    plain, found = run(Work(24)), run(Work(24), update_bytes_per_s=1e6)
-    assert found.step_s == pytest.approx(plain.step_s + 2 * MIB / 1e6)
+def test_a_mini_batch_ends_with_the_update_of_weights_where_it_was_measured() -> None:
+    plain, found = run(Work(24)), run(Work(24), paces=PACES)
+    assert found.step_s == pytest.approx(plain.step_s + 0.25 + 2 * MIB / 1e7)
     assert sum(span.kind == "update" for span in found.spans) == 3
+    ahead = run(Work(24, prefill=True), paces=PACES)
+    assert ahead.step_s == pytest.approx(run(Work(24, prefill=True)).step_s)  # nothing is trained there
+
+
+def test_what_was_measured_of_writing_entries_counts_in_each_forward_pass() -> None:
+    plain, found = run(Work(24)), run(Work(24), write_bytes_per_s=1e6)
+    assert found.spans[0].seconds == pytest.approx(plain.spans[0].seconds + 4 * 2 * 30 * LAYER.tap_bytes / 1e6)
+    assert run(Work(24, caches=False), write_bytes_per_s=1e6).step_s == plain.step_s
+    halved = run(Work(24, entries="bfloat16"), write_bytes_per_s=1e6)
+    assert halved.spans[0].seconds == pytest.approx((plain.spans[0].seconds + found.spans[0].seconds) / 2)
 
 
 # slow devices
@@ -224,12 +240,15 @@ def test_a_slow_device_never_makes_a_run_faster(device: str, factor: float, pref
     assert slow.bytes_sent == alike.bytes_sent
 
 
-def test_a_device_that_is_slow_all_the_time_is_one_of_lower_rates() -> None:
-    slow = run(Work(100, 3, slowness=Slowness({"d1": 2.0})), layer_s=1e-3, backward_flops=2e9)
-    lower = [replace(device, flops=5e8, backward_flops=1e9, layer_s=2e-3) if device.name == "d1" else device
-             for device in cluster(3, layer_s=1e-3, backward_flops=2e9).devices]  # fmt: skip
-    there = replace(cluster(3), devices=tuple(lower))
-    assert slow.phases == simulate(TWO_AND_ONE, PROFILE, there, job_of(TWO_AND_ONE), Work(100, 3)).phases
+@pytest.mark.parametrize("paces", [None, PACES])
+def test_a_device_that_is_slow_all_the_time_takes_so_many_times_as_long(paces: Paces | None) -> None:
+    work = Work(100, 3)
+    slowness = Slowness({f"d{i}": 2.0 for i in range(3)})
+    plain = run(work, FREE, layer_s=1e-3, backward_flops=2e9, paces=paces)
+    slow = run(replace(work, slowness=slowness), FREE, layer_s=1e-3, backward_flops=2e9, paces=paces)
+    assert slow.seconds == pytest.approx(2 * plain.seconds)
+    one = run(replace(work, slowness=Slowness({"d1": 2.0})), FREE, layer_s=1e-3, backward_flops=2e9, paces=paces)
+    assert plain.seconds < one.seconds < slow.seconds
 
 
 def test_random_slowness_is_the_same_for_a_seed_and_another_for_another() -> None:

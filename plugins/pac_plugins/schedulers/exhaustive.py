@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations, pairwise, permutations, product
 
@@ -196,14 +196,14 @@ def _rows_that_fit(found: Costs, member: DeviceProfile, first: int, last: int, i
     return math.inf if each == 0 and free >= 0 else free / max(each, 1.0)
 
 
-def _kind(device: DeviceProfile, cluster: Cluster) -> tuple[object, ...]:
-    alike = (device.flops, device.backward_flops, device.memory_bytes, device.layer_s)
-    return (*alike, device.name) if cluster.links else alike
+def _kind(device: DeviceProfile, cluster: Cluster) -> DeviceProfile:
+    """Equal for devices that do the same in every plan."""
+    return device if cluster.links else replace(device, name="")
 
 
 def _groups(free: tuple[DeviceProfile, ...], cluster: Cluster) -> Iterator[tuple[DeviceProfile, ...]]:
     """Every group of free devices; of groups that are alike the first."""
-    kinds: dict[tuple[object, ...], list[DeviceProfile]] = {}
+    kinds: dict[DeviceProfile, list[DeviceProfile]] = {}
     for device in free:
         kinds.setdefault(_kind(device, cluster), []).append(device)
     for counts in product(*(range(len(alike), -1, -1) for alike in kinds.values())):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pac_core.contracts.cluster import Cluster, DeviceProfile, Job, Profile
 from pac_core.contracts.scheduler import Plan, Scheduler, StagePlan
 from pac_core.errors import BadInput
-from pac_core.planning.cost import Costs, Seconds, all_reduce_s, costs, slice_of, transfer_s
+from pac_core.planning.cost import Costs, Matrix, Seconds, all_reduce_s, between, costs, slice_of, transfer_s
 from pac_core.planning.memory import lack
 from pac_plugins.schedulers.parts import micro_batches, slices, split_rows
 
@@ -19,8 +19,6 @@ FILLING = 4
 """Micro-batches of a batch where the job leaves their size open, if there are rows enough for all devices."""
 
 ENDLESS = 2**62
-
-Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -95,21 +93,11 @@ def _group_times(found: Costs, devices: Sequence[DeviceProfile], size: int) -> d
 def _times_of(found: Costs, device: DeviceProfile, group: int, size: int) -> Matrix:
     """Seconds of one device of a group that shares ``size`` rows evenly."""
     share, whole = size / group, -(-size // group)
-    forward, backward = np.array(found.forward_flops) * share, np.array(found.backward_flops) * share
-    held = np.array(found.held_bytes) + whole * np.array(found.kept_bytes)
-    rate = device.backward_flops or device.flops
-    counts = np.arange(found.layers + 1)
-    back = _between(backward)
-    seconds = _between(forward) / device.flops + back / rate + _between(counts) * device.layer_s * (1 + (back > 0))
-    allowed = np.zeros_like(seconds, dtype=bool)
+    forward, backward = found.seconds_of_slices(device, share)
+    fits = between(np.array(found.held_bytes) + whole * np.array(found.kept_bytes)) <= device.memory_bytes
+    allowed = np.zeros_like(fits)
     allowed[np.ix_(found.cuts, found.cuts)] = True
-    fits = _between(held) <= device.memory_bytes
-    return np.where(allowed & fits & (_between(counts) > 0), seconds, np.inf)
-
-
-def _between(sums: NDArray[np.float64] | NDArray[np.intp]) -> Matrix:
-    """Matrix over [first, end) of what the layers between add."""
-    return np.asarray(sums[None, :] - sums[:, None], dtype=np.float64)
+    return np.where(np.triu(allowed & fits, 1), forward + backward, np.inf)
 
 
 def _one_more_stage(

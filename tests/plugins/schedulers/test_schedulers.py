@@ -112,7 +112,7 @@ def test_the_analytic_profile_counts_the_weights_of_each_layer(family: str) -> N
             matrices += [m for m in (w.up, w.gate, w.down) if m is not None]
             counted = 4 * sum(m.numel() for m in matrices)
             assert layer.weight_bytes == pytest.approx(counted, rel=0.25 if family == "llama" else 0.0)
-            assert layer.flops == layer.weight_bytes / 2
+            assert layer.flops + layer.cross_flops == layer.weight_bytes / 2
     assert profile.head_bytes == (0 if family == "bert" else 4 * 64 * 32)
 
 
