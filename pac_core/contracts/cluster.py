@@ -4,6 +4,78 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+
+AS_WRITTEN = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+"""How these are read from files: nothing unknown, nothing converted."""
+
+Amount = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
+Bytes = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a pass through a layer takes: ``layer_s`` seconds however few rows there are, and its operations at
+    ``flops`` a second."""
+
+    __pydantic_config__ = AS_WRITTEN
+
+    flops: Rate
+    layer_s: Amount = 0.0
+
+    def seconds(self, operations: float) -> float:
+        """Seconds of a pass with so many operations."""
+        return self.layer_s + operations / self.flops
+
+
+@dataclass(frozen=True)
+class StreamPaces:
+    """How a device runs the layers of one stream.
+
+    Attributes:
+        stream: its name.
+        backbone: a layer of the frozen backbone, forward.
+        side_forward, side_backward: the side layer beside it, in a stage.
+        cached: the same in both passes, where all taps come from the cache.
+    """
+
+    __pydantic_config__ = AS_WRITTEN
+
+    stream: str
+    backbone: Pace
+    side_forward: Pace
+    side_backward: Pace
+    cached: Pace
+
+
+@dataclass(frozen=True)
+class Paces:
+    """How a device runs one model, as measured.
+
+    Attributes:
+        streams: each stream's layers.
+        head_forward, head_backward: what comes behind the last layer: exit from the side network, head and loss.
+        step_s: seconds of an optimiser step beside its passes and the update of the weights.
+        update_bytes_per_s: bytes of gradients that the update of the weights works off in a second.
+    """
+
+    __pydantic_config__ = AS_WRITTEN
+
+    streams: tuple[StreamPaces, ...]
+    head_forward: Pace
+    head_backward: Pace
+    step_s: Amount
+    update_bytes_per_s: Rate
+
+    def of(self, stream: str) -> StreamPaces:
+        """Those of a stream; KeyError if it was not measured."""
+        for paces in self.streams:
+            if paces.stream == stream:
+                return paces
+        raise KeyError(stream)
 
 
 @dataclass(frozen=True)
@@ -16,23 +88,31 @@ class DeviceProfile:
         memory_bytes: what a run may take of its memory.
         backward_flops: the same in backward passes, where they are faster or slower; None if they are not.
         layer_s: seconds that a layer takes in each pass beside its arithmetic, however few the rows are.
-        disk_bytes_per_s: at which cache entries are read and written; None if that takes no time.
+        disk_bytes_per_s: at which cached epochs read entries; None if that takes no time.
+        write_bytes_per_s: at which the forward pass of a stage writes them; None if that takes no time.
+        paces: what was measured with a model; then the rates above stand for it only where one number must do.
     """
 
+    __pydantic_config__ = AS_WRITTEN
+
     name: str
-    flops: float
-    memory_bytes: int
-    backward_flops: float | None = None
-    layer_s: float = 0.0
-    disk_bytes_per_s: float | None = None
+    flops: Rate
+    memory_bytes: Bytes
+    backward_flops: Rate | None = None
+    layer_s: Amount = 0.0
+    disk_bytes_per_s: Rate | None = None
+    write_bytes_per_s: Rate | None = None
+    paces: Paces | None = None
 
 
 @dataclass(frozen=True)
 class Link:
     """The way from one device to another, in both directions: bits a second, and seconds until the first arrives."""
 
-    bits_per_second: float
-    latency_s: float
+    __pydantic_config__ = AS_WRITTEN
+
+    bits_per_second: Rate
+    latency_s: Amount
 
 
 @dataclass(frozen=True)
@@ -78,19 +158,21 @@ class LayerProfile:
         gradient_bytes: of the gradients that a device group sums.
     """
 
-    flops: float
-    pair_flops: float
-    side_flops: float
-    weight_bytes: int
-    side_bytes: int
-    hidden_bytes: int
-    state_bytes: int
-    tap_bytes: int
-    kept_bytes: int
-    back_passes: float = 0.0
-    cross_flops: float = 0.0
-    cross_kept_bytes: int = 0
-    gradient_bytes: int = 0
+    __pydantic_config__ = AS_WRITTEN
+
+    flops: Amount
+    pair_flops: Amount
+    side_flops: Amount
+    weight_bytes: Bytes
+    side_bytes: Bytes
+    hidden_bytes: Bytes
+    state_bytes: Bytes
+    tap_bytes: Bytes
+    kept_bytes: Bytes
+    back_passes: Amount = 0.0
+    cross_flops: Amount = 0.0
+    cross_kept_bytes: Bytes = 0
+    gradient_bytes: Bytes = 0
 
 
 @dataclass(frozen=True)
@@ -102,12 +184,16 @@ class Profile:
         embedding_bytes: per stream what is held with its first layer.
         head_bytes: what is held with the last layer of the chain.
         first_cut: smallest layer of a stream, beside 0, that a stage may begin with; later ones all may.
+        head_flops: of the head, a token of the last stream, in each pass.
     """
 
+    __pydantic_config__ = AS_WRITTEN
+
     layers: Mapping[str, tuple[LayerProfile, ...]]
-    embedding_bytes: Mapping[str, int]
-    head_bytes: int = 0
-    first_cut: int = 1
+    embedding_bytes: Mapping[str, Bytes]
+    head_bytes: Bytes = 0
+    first_cut: Annotated[int, Field(ge=1)] = 1
+    head_flops: Amount = 0.0
 
     def chain(self) -> list[tuple[str, int]]:
         """Stream and number of each layer, in order."""
@@ -126,12 +212,14 @@ class Job:
         lengths: tokens of every sample in streams for which those two do not hold, such as the decoder's of a class.
     """
 
-    batch_size: int
-    micro_batch_size: int | None
-    mean_length: float
-    max_length: int
+    __pydantic_config__ = AS_WRITTEN
+
+    batch_size: Annotated[int, Field(ge=1)]
+    micro_batch_size: Annotated[int, Field(ge=1)] | None
+    mean_length: Rate
+    max_length: Annotated[int, Field(ge=1)]
     dtype: str = "float32"
-    lengths: Mapping[str, float] = field(default_factory=dict)
+    lengths: Mapping[str, Rate] = field(default_factory=dict)
 
     def mean(self, stream: str) -> float:
         """Tokens of a sample in a stream."""
