@@ -24,6 +24,7 @@ COMMANDS = (
     "keys",
     "worker",
     "devices",
+    "plan",
     "simulate",
 )
 """Modules of `pac_core.cli`; each has ``add(app)``, which adds its command or group to the app. None of them imports

@@ -21,11 +21,11 @@ from pac_core.control import End, Job, PeerAddress, readable
 from pac_core.errors import RESUME, BadInput, RunFailed, TransportError
 from pac_core.facts import DeviceFacts, facts_here
 from pac_core.launch import Launch
-from pac_core.planning.make import FAR
+from pac_core.planning.cluster_file import as_given, linked
 from pac_core.registry import Registry
 from pac_core.runtime.assignment import Assignment, connect
 from pac_core.runtime.crew import Crew, device_count
-from pac_core.runtime.gathering import Gathering
+from pac_core.runtime.gathering import Gathering, facts_given
 from pac_core.runtime.spmd import Spmd, launcher_of
 from pac_core.runtime.watch import Watch
 
@@ -101,12 +101,12 @@ class ClusterCrew:
         """All devices by rank, this one too; once entered."""
         assert self._own is not None
         own = facts_here(self._leader, Path.home(), self._own.threads)
-        found = {self._leader: own, **self.facts}
-        profiles = [
-            planned.DeviceProfile(name, facts.gflops * 1e9, facts.memory_free_bytes or facts.memory_bytes)
-            for name, facts in found.items()
-        ]
-        return planned.Cluster(tuple(profiles), default=FAR)
+        found = {self._leader: facts_given(self.cluster, own, self._leader), **self.facts}
+        return linked(self.cluster, [self._profile(name, facts) for name, facts in found.items()])
+
+    def _profile(self, name: str, facts: DeviceFacts) -> planned.DeviceProfile:
+        memory = facts.memory_free_bytes or facts.memory_bytes
+        return as_given(self.cluster.device(name), planned.DeviceProfile(name, facts.gflops * 1e9, memory))
 
     def __enter__(self) -> ClusterCrew:
         gathering = Gathering(self.cluster, self.registry)

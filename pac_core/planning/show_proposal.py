@@ -1,0 +1,83 @@
+"""A proposed plan as text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pac_core.planning.proposal import Candidate, Proposal
+from pac_core.planning.show import GB
+from pac_core.planning.simulate import Timeline
+
+CHOSEN = "*"
+"""Stands before the plan that was chosen."""
+
+
+def proposal_text(proposal: Proposal) -> str:
+    """The plan, what it takes, memory, and the alternatives."""
+    found = proposal.chosen
+    parts = [found.plan.table(), *_left_out(proposal), _times(proposal), _memory(found), _alternatives(proposal)]
+    return "\n\n".join(parts)
+
+
+def ratio_text(before: Proposal, after: Proposal) -> str:
+    """How much quicker a run is after a change."""
+    one, other = before.chosen.seconds, after.chosen.seconds
+    return f"{seconds(one)} as it is, {seconds(other)} then: {one / other:.2f} times as fast"
+
+
+def seconds(value: float) -> str:
+    """A time as people read it.
+
+    >>> seconds(0.01234), seconds(75.3), seconds(7500)
+    ('0.0123 s', '75.3 s', '2.08 h')
+    """
+    if value >= 3600:
+        return f"{value / 3600:.2f} h"
+    return f"{value:.1f} s" if value >= 10 else f"{value:.3g} s"
+
+
+def _left_out(proposal: Proposal) -> list[str]:
+    absent = proposal.left_out
+    if not absent:
+        return []
+    leader = proposal.cluster.devices[0].name
+    told = f"not used: {', '.join(absent)}"
+    return [f"{told}; {leader} leads and must have part in a run" if leader in absent else told]
+
+
+def _times(proposal: Proposal) -> str:
+    told = proposal.predicted
+    lines = [("mini-batch", seconds(told["mini_batch_seconds"])), ("epoch 1", seconds(told["epoch_1_seconds"]))]
+    if told["cached_epoch_seconds"] is not None:
+        lines += [("spreading", seconds(told["spread_seconds"]))]
+        lines += [("cached epoch", seconds(told["cached_epoch_seconds"]))]
+    run = f"{seconds(told['seconds'])}, {proposal.work.epochs} epochs of {proposal.work.samples} samples"
+    lines.append(("run", f"{run}, {told['bytes_sent'] / GB:.3g} GB sent"))
+    return columns(lines)
+
+
+def _memory(found: Timeline) -> str:
+    lines = [("device", "memory", "of", "share")]
+    for memory in found.memory:
+        share = f"{100 * memory.peak / memory.budget:.0f} %" + (" does not fit" if memory.missing else "")
+        lines.append((memory.device, f"{memory.peak / GB:.2f} GB", f"{memory.budget / GB:.2f} GB", share))
+    return columns(lines)
+
+
+def _alternatives(proposal: Proposal) -> str:
+    found = [_alternative(candidate, candidate.timeline is proposal.chosen) for candidate in proposal.candidates]
+    return columns([("", "scheduler", "run", "mini-batch", ""), *found])
+
+
+def _alternative(candidate: Candidate, chosen: bool) -> tuple[str, ...]:
+    found, mark = candidate.timeline, CHOSEN if chosen else ""
+    if found is None:
+        return mark, candidate.scheduler, "-", "-", candidate.reason
+    lack = [f"{one.device} lacks {one.missing / GB:.2f} GB" for one in found.out_of_memory]
+    return mark, candidate.scheduler, seconds(found.seconds), seconds(found.step_s), ", ".join(lack)
+
+
+def columns(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells, one under the other."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
