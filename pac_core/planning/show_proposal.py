@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pac_core.planning.asked import Answer
 from pac_core.planning.proposal import Candidate, Proposal
 from pac_core.planning.show import GB
 from pac_core.planning.simulate import Timeline
+from pac_core.planning.supposed import Change
 
 CHOSEN = "*"
 """Stands before the plan that was chosen."""
+
+
+def answer_text(answer: Answer, change: Change) -> str:
+    """The plan; with a change also that for the change, and how much faster a run is by it."""
+    there = f"no plan: {answer.reason}" if answer.found is None else proposal_text(answer.found)
+    if answer.changed is None:
+        return there
+    parts = ["As it is", there, f"What if: {change}", proposal_text(answer.changed)]
+    if answer.found is not None:
+        one, other = answer.found.chosen.seconds, answer.changed.chosen.seconds
+        parts.append(f"{seconds(one)} as it is, {seconds(other)} with the change: {answer.ratio:.2f} times as fast")
+    return "\n\n".join(parts)
 
 
 def proposal_text(proposal: Proposal) -> str:
@@ -17,12 +31,6 @@ def proposal_text(proposal: Proposal) -> str:
     found = proposal.chosen
     parts = [found.plan.table(), *_left_out(proposal), _times(proposal), _memory(found), _alternatives(proposal)]
     return "\n\n".join(parts)
-
-
-def ratio_text(before: Proposal, after: Proposal) -> str:
-    """How much quicker a run is after a change."""
-    one, other = before.chosen.seconds, after.chosen.seconds
-    return f"{seconds(one)} as it is, {seconds(other)} then: {one / other:.2f} times as fast"
 
 
 def seconds(value: float) -> str:
