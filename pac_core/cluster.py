@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -136,6 +136,12 @@ class Cluster(Part):
         if not found:
             raise BadInput(f"cluster '{self.name}' has no device beside this one, '{leader}'; add workers to its file")
         return found
+
+    def without(self, names: Collection[str]) -> Self:
+        """The same without the devices of these names, and links to them."""
+        devices = tuple(device for device in self.devices if device.name not in names)
+        links = tuple(link for link in self.links if not {*link.between} & {*names})
+        return self.model_copy(update={"devices": devices, "links": links})
 
     def device(self, name: str) -> ClusterDevice:
         """The device of this name; one without any settings if it is not there, as the leader need not be."""

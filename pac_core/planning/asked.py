@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from pac_core.backbones import load_backbone
+from pac_core.backbones import describe
 from pac_core.cluster import Cluster as ClusterFile
 from pac_core.config import RunConfig
-from pac_core.contracts.backbone import DECODER, BackboneSource
+from pac_core.contracts.backbone import DECODER
 from pac_core.contracts.cluster import Cluster, Job, Profile
 from pac_core.errors import BadInput
 from pac_core.examples import Task
@@ -108,7 +108,7 @@ def _profile(config: RunConfig, registry: Registry) -> Profile:
     the model has a decoder."""
     registry.get("adapters", config.adapter.name)
     dtype = getattr(torch, "float32" if config.dtype == "auto" else config.dtype)
-    info = load_backbone(BackboneSource(config.model, layers={}, dtype=dtype), registry).info
+    info = describe(config.model, registry, dtype)
     writes = any(stream.name == DECODER for stream in info.streams)
     task = Task(config.task if config.task != "auto" else "causal-lm" if writes else "classification")
     return analytic_profile(info, config.adapter, target_stream(info, task), head=task.generates)

@@ -14,7 +14,7 @@ from pac_core.registry import Registry
 PREFERRED = ("pac-hetero", "pac")
 """Schedulers to plan with where none is asked for: the first that is there."""
 
-SLOW = {"exhaustive": 4}
+SLOW = {"exhaustive": 3}
 """Schedulers that try everything, and the devices up to which they are quick enough to be asked as well."""
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from pac_core.planning.asked import Answer
 from pac_core.planning.proposal import Candidate, Proposal
-from pac_core.planning.show import GB
 from pac_core.planning.simulate import Timeline
 from pac_core.planning.supposed import Change
+from pac_core.report.words import percent, size, span_of_time
 
 CHOSEN = "*"
 """Stands before the plan that was chosen."""
@@ -22,7 +22,9 @@ def answer_text(answer: Answer, change: Change) -> str:
     parts = ["As it is", there, f"What if: {change}", proposal_text(answer.changed)]
     if answer.found is not None:
         one, other = answer.found.chosen.seconds, answer.changed.chosen.seconds
-        parts.append(f"{seconds(one)} as it is, {seconds(other)} with the change: {answer.ratio:.2f} times as fast")
+        parts.append(
+            f"{span_of_time(one)} as it is, {span_of_time(other)} with the change: {answer.ratio:.2f} times as fast"
+        )
     return "\n\n".join(parts)
 
 
@@ -31,17 +33,6 @@ def proposal_text(proposal: Proposal) -> str:
     found = proposal.chosen
     parts = [found.plan.table(), *_left_out(proposal), _times(proposal), _memory(found), _alternatives(proposal)]
     return "\n\n".join(parts)
-
-
-def seconds(value: float) -> str:
-    """A time as people read it.
-
-    >>> seconds(0.01234), seconds(75.3), seconds(7500)
-    ('0.0123 s', '75.3 s', '2.08 h')
-    """
-    if value >= 3600:
-        return f"{value / 3600:.2f} h"
-    return f"{value:.1f} s" if value >= 10 else f"{value:.3g} s"
 
 
 def _left_out(proposal: Proposal) -> list[str]:
@@ -55,34 +46,41 @@ def _left_out(proposal: Proposal) -> list[str]:
 
 def _times(proposal: Proposal) -> str:
     told = proposal.predicted
-    lines = [("mini-batch", seconds(told["mini_batch_seconds"])), ("epoch 1", seconds(told["epoch_1_seconds"]))]
+    lines = [
+        ("mini-batch", span_of_time(told["mini_batch_seconds"])),
+        ("epoch 1", span_of_time(told["epoch_1_seconds"])),
+    ]
     if told["cached_epoch_seconds"] is not None:
-        lines += [("spreading", seconds(told["spread_seconds"]))]
-        lines += [("cached epoch", seconds(told["cached_epoch_seconds"]))]
-    run = f"{seconds(told['seconds'])}, {proposal.work.epochs} epochs of {proposal.work.samples} samples"
-    lines.append(("run", f"{run}, {told['bytes_sent'] / GB:.3g} GB sent"))
+        lines += [("spreading", span_of_time(told["spread_seconds"]))]
+        lines += [("cached epoch", span_of_time(told["cached_epoch_seconds"]))]
+    run = f"{span_of_time(told['seconds'])}, {proposal.work.epochs} epochs of {proposal.work.samples} samples"
+    lines.append(("run", f"{run}, {size(told['bytes_sent'])} sent"))
     return columns(lines)
 
 
 def _memory(found: Timeline) -> str:
     lines = [("device", "memory", "of", "share")]
     for memory in found.memory:
-        share = f"{100 * memory.peak / memory.budget:.0f} %" + (" does not fit" if memory.missing else "")
-        lines.append((memory.device, f"{memory.peak / GB:.2f} GB", f"{memory.budget / GB:.2f} GB", share))
+        share = percent(memory.peak / memory.budget) + (" does not fit" if memory.missing else "")
+        lines.append((memory.device, size(memory.peak), size(memory.budget), share))
     return columns(lines)
 
 
 def _alternatives(proposal: Proposal) -> str:
     found = [_alternative(candidate, candidate.timeline is proposal.chosen) for candidate in proposal.candidates]
-    return columns([("", "scheduler", "run", "mini-batch", ""), *found])
+    text = columns([("", "scheduler", "run", "mini-batch", ""), *found])
+    best = proposal.candidates[0]
+    if best.timeline is proposal.chosen:
+        return text
+    return f"{text}\n{CHOSEN} is this plan; by --scheduler {best.scheduler} the run would be done sooner"
 
 
 def _alternative(candidate: Candidate, chosen: bool) -> tuple[str, ...]:
     found, mark = candidate.timeline, CHOSEN if chosen else ""
     if found is None:
         return mark, candidate.scheduler, "-", "-", candidate.reason
-    lack = [f"{one.device} lacks {one.missing / GB:.2f} GB" for one in found.out_of_memory]
-    return mark, candidate.scheduler, seconds(found.seconds), seconds(found.step_s), ", ".join(lack)
+    lack = [f"{one.device} lacks {size(one.missing)}" for one in found.out_of_memory]
+    return mark, candidate.scheduler, span_of_time(found.seconds), span_of_time(found.step_s), ", ".join(lack)
 
 
 def columns(lines: Sequence[Sequence[str]]) -> str:

@@ -20,8 +20,10 @@ from pac_core.contracts.transport import Transport
 from pac_core.control import End, Job, PeerAddress, readable
 from pac_core.errors import RESUME, BadInput, RunFailed, TransportError
 from pac_core.facts import DeviceFacts, facts_here
+from pac_core.keys import KeyFolder
 from pac_core.launch import Launch
 from pac_core.planning.cluster_file import as_given, linked
+from pac_core.planning.make import load_plan
 from pac_core.registry import Registry
 from pac_core.runtime.assignment import Assignment, connect
 from pac_core.runtime.crew import Crew, device_count
@@ -65,7 +67,29 @@ def crew_for(config: RunConfig, registry: Registry) -> Crew | ClusterCrew | Spmd
     cluster = Cluster.load(config.devices)
     if config.transport not in (None, cluster.transport):
         raise BadInput(f"--transport is {config.transport}, and that of {config.devices} {cluster.transport}")
+    if config.plan is not None:
+        cluster = in_plan(cluster, config.plan)
     return ClusterCrew(config, cluster, registry)
+
+
+def in_plan(cluster: Cluster, path: Path) -> Cluster:
+    """``cluster`` without the devices that the plan in a file leaves out; the run goes on without them.
+
+    Raises:
+        BadInput: there is no plan in it, or it leaves out this device, which leads.
+    """
+    named = load_plan(path).devices
+    leader, _ = KeyFolder(cluster.key_folder).name_and_key()
+    listed = [device.name for device in cluster.devices]
+    if leader not in named:
+        raise BadInput(
+            f"{path}: the plan is for {', '.join(named)}; '{leader}' is not among them, but leads and has part in every "
+            "run; make another one with pac plan"
+        )
+    absent = [name for name in listed if name not in named]
+    if absent:
+        log.warning("the plan leaves out %s; the run goes on without", ", ".join(absent))
+    return cluster.without(absent)
 
 
 class ClusterCrew:

@@ -30,10 +30,11 @@ def run_plan(config: RunConfig, loaded: Loaded, registry: Registry, cluster: Clu
         model = loaded.model
         profile = analytic_profile(model.info, config.adapter, model.side.target, head=loaded.task.generates)
         found = plan(profile, cluster, job_of(config, loaded), config.scheduler, registry)
-    if found.size != len(names):
+    absent = [name for name in names if name not in found.devices]
+    if absent:
         raise BadInput(
-            f"the plan uses {found.size} of {len(names)} devices: leave --scheduler out, choose another, or give "
-            f"--devices {found.size}"
+            f"the plan uses {found.size} of {len(names)} devices, without {', '.join(absent)}: run without them, leave "
+            "--scheduler out or choose another"
         )
     try:
         found.check(chain(loaded.model.info, loaded.model.side.target))
