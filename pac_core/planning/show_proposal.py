@@ -72,7 +72,7 @@ def _alternatives(proposal: Proposal) -> str:
     best = proposal.candidates[0]
     if best.timeline is proposal.chosen:
         return text
-    return f"{text}\n{CHOSEN} is this plan; by --scheduler {best.scheduler} the run would be done sooner"
+    return f"{text}\nby --scheduler {best.scheduler} the run would be done sooner"
 
 
 def _alternative(candidate: Candidate, chosen: bool) -> tuple[str, ...]:

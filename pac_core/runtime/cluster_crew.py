@@ -83,8 +83,8 @@ def in_plan(cluster: Cluster, path: Path) -> Cluster:
     listed = [device.name for device in cluster.devices]
     if leader not in named:
         raise BadInput(
-            f"{path}: the plan is for {', '.join(named)}; '{leader}' is not among them, but leads and has part in every "
-            "run; make another one with pac plan"
+            f"{path}: the plan is for {', '.join(named)}; '{leader}' is not among them, but leads every run; "
+            "make another one with pac plan"
         )
     absent = [name for name in listed if name not in named]
     if absent:
