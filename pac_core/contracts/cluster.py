@@ -90,6 +90,7 @@ class DeviceProfile:
         layer_s: seconds that a layer takes in each pass beside its arithmetic, however few the rows are.
         disk_bytes_per_s: at which cached epochs read entries; None if that takes no time.
         write_bytes_per_s: at which the forward pass of a stage writes them; None if that takes no time.
+        update_bytes_per_s: of trained weights, at which an optimiser step changes them; None if that takes no time.
         paces: what was measured with a model; then the rates above stand for it only where one number must do.
     """
 
@@ -102,6 +103,7 @@ class DeviceProfile:
     layer_s: Amount = 0.0
     disk_bytes_per_s: Rate | None = None
     write_bytes_per_s: Rate | None = None
+    update_bytes_per_s: Rate | None = None
     paces: Paces | None = None
 
 
