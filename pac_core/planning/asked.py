@@ -19,8 +19,9 @@ from pac_core.planning.cluster_file import NO_MEASURES, cluster_to_plan
 from pac_core.planning.profile import analytic_profile
 from pac_core.planning.profile_file import ProfileFile, read_profile
 from pac_core.planning.proposal import Proposal, propose
-from pac_core.planning.simulate import LENGTH, Work
+from pac_core.planning.simulate import LENGTH
 from pac_core.planning.supposed import Change, supposed
+from pac_core.planning.work import Fill, Work
 from pac_core.registry import Registry
 from pac_core.tasks import target_stream
 
@@ -33,7 +34,7 @@ class Question:
     """What is to be planned.
 
     Attributes:
-        config: the run: model, task, adapter, number format, batches, epochs and scheduler, as far as they are given.
+        config: the run, as far as it is given; its data are not read.
         cluster: the cluster file.
         profile: file that `pac profile` wrote.
         tokens: of a sample.
@@ -88,7 +89,7 @@ def answer(asked: Question, registry: Registry) -> Answer:
     cluster = cluster_to_plan(file, NO_MEASURES if measured is None else measured.cluster)
     profile = _profile(asked.config, registry) if measured is None else measured.profile
     job = _job(asked, None if measured is None else measured.job)
-    work = Work(asked.samples, asked.config.epochs)
+    work = _work(asked)
 
     def proposal(there: Cluster) -> Proposal:
         return propose(profile, there, job, work, registry, asked.config.scheduler)
@@ -101,6 +102,16 @@ def answer(asked: Question, registry: Registry) -> Answer:
     except BadInput as error:
         found, reason = None, str(error)
     return Answer(found, reason, proposal(then))
+
+
+def _work(asked: Question) -> Work:
+    """What the run does, with the defaults of ``pac finetune``."""
+    config = asked.config
+    entries = config.cache.dtype
+    if entries == "float64":
+        raise BadInput("cache.dtype = 'float64': it is for tests and not simulated; choose float32, bfloat16 or int8")
+    fill: Fill = "train-while-fill" if config.fill == "train-while-fill" else "prefill"
+    return Work.of_run(asked.samples, config.epochs, fill, entries)
 
 
 def _profile(config: RunConfig, registry: Registry) -> Profile:
@@ -138,6 +149,6 @@ def _job(asked: Question, measured: Job | None) -> Job:
         config.micro_batch_size or made.micro_batch_size,
         tokens or made.mean_length,
         tokens or made.max_length,
-        made.dtype,
+        made.dtype if config.dtype == "auto" else config.dtype,
         {} if tokens else made.lengths,
     )

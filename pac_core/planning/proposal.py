@@ -8,7 +8,8 @@ from typing import Any
 from pac_core.contracts.cluster import Cluster, Job, Profile
 from pac_core.errors import PacError
 from pac_core.planning.make import plan
-from pac_core.planning.simulate import Timeline, Work, simulate
+from pac_core.planning.simulate import Timeline, simulate
+from pac_core.planning.work import Work
 from pac_core.registry import Registry
 
 PREFERRED = ("pac-hetero", "pac")
@@ -24,12 +25,14 @@ class Candidate:
 
     Attributes:
         scheduler: its name.
-        timeline: of its plan, simulated; None if it has none.
-        reason: why not.
+        timeline: of a run by its plan, simulated; None if it has none.
+        step_s: seconds of a mini-batch that trains in the stages, which is what planners look at.
+        reason: why it has no plan.
     """
 
     scheduler: str
     timeline: Timeline | None
+    step_s: float | None = None
     reason: str = ""
 
     @property
@@ -47,13 +50,15 @@ class Proposal:
     Attributes:
         cluster: that was planned for.
         work: of the run.
-        chosen: the plan, simulated.
+        chosen: a run by the plan, simulated.
+        step_s: as in `Candidate`.
         candidates: of all schedulers that were asked, the chosen one too, best first.
     """
 
     cluster: Cluster
     work: Work
     chosen: Timeline
+    step_s: float
     candidates: tuple[Candidate, ...]
 
     @property
@@ -64,16 +69,18 @@ class Proposal:
 
     @property
     def predicted(self) -> dict[str, Any]:
-        """Seconds and bytes of the run, as they stand in JSON; without later epochs there is neither spreading nor a
-        cached epoch."""
-        phases = {phase.name: phase.seconds for phase in self.chosen.phases}
-        cached = phases.get("cached")
+        """Seconds and bytes of the run, as they stand in JSON. Epoch 1 has the backbone's pass in it, and the run takes
+        epoch 1, spreading and the other epochs. Without an epoch from the cache there is no spreading either."""
+        first, *later = self.chosen.phases
+        seconds = {phase.name: phase.seconds for phase in later}
+        cached = seconds["cached"] / self.work.cached_epochs if later else None
         return {
             "seconds": self.chosen.seconds,
-            "mini_batch_seconds": self.chosen.step_s,
-            "epoch_1_seconds": phases["fill"],
-            "spread_seconds": phases.get("spread"),
-            "cached_epoch_seconds": None if cached is None else cached / (self.work.epochs - 1),
+            "mini_batch_seconds": self.step_s,
+            "prefill_seconds": first.seconds if self.work.prefill else None,
+            "epoch_1_seconds": first.seconds + (cached or 0.0) * self.work.prefill,
+            "spread_seconds": seconds.get("spread"),
+            "cached_epoch_seconds": cached,
             "bytes_sent": round(self.chosen.bytes_sent),
         }
 
@@ -95,7 +102,7 @@ class Proposal:
             "scheduler": candidate.scheduler,
             "chosen": found is self.chosen,
             "seconds": None if found is None else found.seconds,
-            "mini_batch_seconds": None if found is None else found.step_s,
+            "mini_batch_seconds": candidate.step_s,
             "fits": found is not None and not found.out_of_memory,
             "reason": candidate.reason or None,
             "plan": None if found is None else found.plan.to_json(),
@@ -116,14 +123,19 @@ def propose(
     """
     known = registry.names("schedulers")
     name = scheduler or next((one for one in PREFERRED if one in known), PREFERRED[-1])
-    chosen = simulate(plan(profile, cluster, job, name, registry), profile, cluster, job, work)
+
+    def ask(one: str) -> tuple[Timeline, float]:
+        made = plan(profile, cluster, job, one, registry)
+        step = simulate(made, profile, cluster, job).step_s
+        return simulate(made, profile, cluster, job, work), step
+
+    def candidate(one: str) -> Candidate:
+        try:
+            return Candidate(one, *ask(one))
+        except PacError as error:
+            return Candidate(one, None, None, str(error))
+
+    chosen, step_s = ask(name)
     others = [one for one in known if one != name and len(cluster.devices) <= SLOW.get(one, len(cluster.devices))]
-    found = [Candidate(name, chosen), *(_candidate(one, profile, cluster, job, work, registry) for one in others)]
-    return Proposal(cluster, work, chosen, tuple(sorted(found, key=lambda candidate: candidate.order)))
-
-
-def _candidate(name: str, profile: Profile, cluster: Cluster, job: Job, work: Work, registry: Registry) -> Candidate:
-    try:
-        return Candidate(name, simulate(plan(profile, cluster, job, name, registry), profile, cluster, job, work))
-    except PacError as error:
-        return Candidate(name, None, str(error))
+    found = [Candidate(name, chosen, step_s), *map(candidate, others)]
+    return Proposal(cluster, work, chosen, step_s, tuple(sorted(found, key=lambda candidate: candidate.order)))

@@ -46,9 +46,10 @@ def _left_out(proposal: Proposal) -> list[str]:
 
 def _times(proposal: Proposal) -> str:
     told = proposal.predicted
+    prefill = f", {span_of_time(told['prefill_seconds'])} of it prefill" if proposal.work.prefill else ""
     lines = [
-        ("mini-batch", span_of_time(told["mini_batch_seconds"])),
-        ("epoch 1", span_of_time(told["epoch_1_seconds"])),
+        ("mini-batch", f"{span_of_time(told['mini_batch_seconds'])}, if it trains in the stages"),
+        ("epoch 1", f"{span_of_time(told['epoch_1_seconds'])}{prefill}"),
     ]
     if told["cached_epoch_seconds"] is not None:
         lines += [("spreading", span_of_time(told["spread_seconds"]))]
@@ -77,10 +78,10 @@ def _alternatives(proposal: Proposal) -> str:
 
 def _alternative(candidate: Candidate, chosen: bool) -> tuple[str, ...]:
     found, mark = candidate.timeline, CHOSEN if chosen else ""
-    if found is None:
+    if found is None or candidate.step_s is None:
         return mark, candidate.scheduler, "-", "-", candidate.reason
     lack = [f"{one.device} lacks {size(one.missing)}" for one in found.out_of_memory]
-    return mark, candidate.scheduler, span_of_time(found.seconds), span_of_time(found.step_s), ", ".join(lack)
+    return mark, candidate.scheduler, span_of_time(found.seconds), span_of_time(candidate.step_s), ", ".join(lack)
 
 
 def columns(lines: Sequence[Sequence[str]]) -> str:

@@ -18,7 +18,8 @@ from pac_core.planning.make import read_plan
 from pac_core.planning.profile import analytic_profile
 from pac_core.planning.profile_file import ProfileFile, write_profile
 from pac_core.planning.proposal import PREFERRED
-from pac_core.planning.simulate import Work, simulate
+from pac_core.planning.simulate import simulate
+from pac_core.planning.work import Work
 from pac_core.registry import Registry
 from pac_core.testing.tiny import save_tiny
 
@@ -78,21 +79,27 @@ def test_the_plan_is_shown_with_time_memory_and_what_it_beat(pac: Any) -> None:
     assert "the run would be done sooner" in out
 
 
-def test_what_is_predicted_is_what_the_simulator_says(told: Any, home: Path) -> None:
-    found = told("--epochs", "4", "--samples", "320", "--tokens", "40", "--reduction", "4", "--scheduler", "pipeline")
+@pytest.mark.parametrize("fill", ["prefill", "train-while-fill"])
+def test_what_is_predicted_is_what_the_simulator_says(told: Any, home: Path, fill: Any) -> None:
+    given = ["--epochs", "4", "--samples", "320", "--tokens", "40", "--reduction", "4", "--scheduler", "pipeline"]
+    found = told(*given, "--fill", fill, "--cache-dtype", "int8")
     plan = Plan.from_json(found["plan"])
     info = describe(str(home / "tiny"), Registry())
     profile = analytic_profile(info, AdapterConfig(reduction=4), ENCODER, head=False)
     devices = (CARDS["laptop"].device("desk"), CARDS["jetson-nano"].device("nano"))
     cluster = Cluster(devices, default=Link(1e9, 1e-4))
-    expected = simulate(plan, profile, cluster, Job(32, None, 40, 40), Work(320, 4))
-    fill, spread, cached = (phase.seconds for phase in expected.phases)
+    job = Job(32, None, 40, 40)
+    expected = simulate(plan, profile, cluster, job, Work.of_run(320, 4, fill, "int8"))
+    first, spread, cached = (phase.seconds for phase in expected.phases)
+    each = cached / (4 if fill == "prefill" else 3)
     predicted = found["predicted"]
     assert predicted["seconds"] == pytest.approx(expected.seconds)
-    assert predicted["mini_batch_seconds"] == pytest.approx(expected.step_s)
-    assert predicted["epoch_1_seconds"] == pytest.approx(fill)
+    assert predicted["mini_batch_seconds"] == pytest.approx(simulate(plan, profile, cluster, job).step_s)
+    assert predicted["epoch_1_seconds"] == pytest.approx(first + (each if fill == "prefill" else 0.0))
+    assert predicted["prefill_seconds"] == (pytest.approx(first) if fill == "prefill" else None)
     assert predicted["spread_seconds"] == pytest.approx(spread)
-    assert predicted["cached_epoch_seconds"] == pytest.approx(cached / 3)
+    assert predicted["cached_epoch_seconds"] == pytest.approx(each)
+    assert predicted["seconds"] == pytest.approx(predicted["epoch_1_seconds"] + spread + 3 * each)
     assert [device["device"] for device in found["devices"]] == ["desk", "nano"]
     (chosen,) = (other for other in found["alternatives"] if other["chosen"])
     assert (chosen["scheduler"], chosen["plan"]) == ("pipeline", found["plan"])
@@ -109,11 +116,12 @@ def test_alternatives_are_sorted_and_those_without_a_plan_say_why(told: Any, hom
     assert "exhaustive" not in {other["scheduler"] for other in found["alternatives"]}  # with four devices it is slow
 
 
-def test_one_epoch_has_neither_spreading_nor_cached_epochs(told: Any, pac: Any) -> None:
-    predicted = told("--epochs", "1")["predicted"]
+def test_an_epoch_that_trains_as_it_fills_needs_no_spreading(told: Any, pac: Any) -> None:
+    predicted = told("--epochs", "1", "--fill", "train-while-fill")["predicted"]
     assert predicted["seconds"] == predicted["epoch_1_seconds"]
     assert predicted["spread_seconds"] is predicted["cached_epoch_seconds"] is None
-    assert "spreading" not in pac("--epochs", "1")[1]
+    assert "spreading" not in pac("--epochs", "1", "--fill", "train-while-fill")[1]
+    assert told("--epochs", "1")["predicted"]["spread_seconds"] > 0
 
 
 def test_the_preferred_scheduler_is_the_first_that_is_there(told: Any) -> None:
@@ -210,6 +218,8 @@ def test_measured_devices_take_their_speed_from_the_profile(told: Any, measured:
         (["--adapter", "paralel"], "adapter 'paralel' is not known; did you mean 'parallel'"),
         (["--reduction", "0"], "adapter.reduction = 0"),
         (["--epochs", "0"], "epochs = 0"),
+        (["--fill", "later"], "fill = 'later'"),
+        (["--cache-dtype", "float64"], "cache.dtype = 'float64': it is for tests and not simulated; choose float32"),
         (["--profile", "absent.json"], "absent.json: no such file; it should hold a profile made by pac profile"),
         (["--profile", "MEASURED", "--model", "BOTH"], "a profile of "),
         (["--profile", "MEASURED", "--reduction", "4"], "adapter: "),
