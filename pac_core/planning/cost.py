@@ -151,31 +151,32 @@ class Costs:
         held = slice_of(self.held_bytes, first, last)
         return held + rows * in_flight * slice_of(self.kept_bytes, first, last)
 
-    def cached_seconds(self, device: DeviceProfile, rows: float) -> float:
-        """Seconds in which a device trains the whole side network on ``rows`` cached samples: it reads them, computes
-        forward and backward, and updates the weights."""
-        read = rows * self.cached_bytes[-1] / device.disk_bytes_per_s if device.disk_bytes_per_s else 0.0
+    def side_seconds(self, device: DeviceProfile, rows: float) -> Seconds:
+        """Seconds of ``rows`` cached samples in the whole side network and the head."""
         if device.paces is not None:
-            return read + self._measured_cached(device.paces, rows) + self.update_seconds(device, 0, self.layers)
-        work, back = rows * self.side_flops[-1], device.backward_flops or device.flops
-        forward = FORWARD * work + rows * self.head_flops
-        backward = (1 - FORWARD) * work + rows * self.head_flops
-        return read + 2 * self.layers * device.layer_s + forward / device.flops + backward / back
+            return self._measured_side(device.paces, rows)
+        work, head, passing = rows * self.side_flops[-1], rows * self.head_flops, self.layers * device.layer_s
+        return Seconds(
+            passing + (FORWARD * work + head) / device.flops,
+            passing + ((1 - FORWARD) * work + head) / (device.backward_flops or device.flops),
+        )
 
-    def update_seconds(self, device: DeviceProfile, first: int, last: int) -> float:
-        """Seconds that an optimiser step over the slice [first, last) takes beside its passes, as far as measured."""
-        if device.paces is None:
-            return 0.0
-        return device.paces.step_s + slice_of(self.gradient_bytes, first, last) / device.paces.update_bytes_per_s
-
-    def _measured_cached(self, paces: Paces, rows: float) -> float:
+    def _measured_side(self, paces: Paces, rows: float) -> Seconds:
+        """`side_seconds` of a device that was measured, which tells of both passes together."""
         side = sum(
             paces.of(stream).cached.seconds(rows * (after - before))
             for stream, (before, after) in zip(self.streams, pairwise(self.side_flops))
             if after > before
         )
         head = rows * self.head_flops
-        return side + paces.head_forward.seconds(head) + paces.head_backward.seconds(head)
+        return Seconds(
+            FORWARD * side + paces.head_forward.seconds(head), (1 - FORWARD) * side + paces.head_backward.seconds(head)
+        )
+
+    def cached_seconds(self, device: DeviceProfile, rows: float) -> float:
+        """Seconds in which a device trains the whole side network on ``rows`` cached samples: it reads them, and
+        computes forward and backward."""
+        return disk_s(device, rows * self.cached_bytes[-1]) + self.side_seconds(device, rows).both
 
 
 def _passes(found: Costs, device: DeviceProfile) -> Passes:
@@ -288,6 +289,16 @@ def places(profile: Profile, stage: StagePlan) -> tuple[int, int]:
 def transfer_s(link: Link, size: float) -> float:
     """Seconds from sending a message of ``size`` bytes until all of it has arrived, on a link that is free."""
     return link.latency_s + 8 * size / link.bits_per_second
+
+
+def disk_s(device: DeviceProfile, size: float) -> float:
+    """Seconds in which a device reads or writes ``size`` bytes of cache entries."""
+    return size / device.disk_bytes_per_s if device.disk_bytes_per_s else 0.0
+
+
+def update_s(device: DeviceProfile, size: float) -> float:
+    """Seconds of an optimiser step that changes trained weights of ``size`` bytes by their gradients."""
+    return device.step_s + (size / device.update_bytes_per_s if device.update_bytes_per_s else 0.0)
 
 
 def all_reduce_s(cluster: Cluster, devices: Sequence[str], size: float) -> float:
