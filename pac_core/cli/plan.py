@@ -81,13 +81,13 @@ def plan(
     change = Change(add or (), remove or (), link or (), mbit)
     asked = Question(config, cluster, profile, tokens, samples, change)
     found = answer(asked, Registry(blocked=no_plugin or ()))
+    if output is not None and found.found is not None:
+        write_json(output, found.found.chosen.plan.to_json())
+        say(f"the plan is in {output}; use it with pac finetune --plan {output} --devices {cluster}")
     if as_json:
         emit(found.to_json())
     else:
         print(answer_text(found, change))
-    if output is not None and found.found is not None:
-        write_json(output, found.found.chosen.plan.to_json())
-        say(f"the plan is in {output}; use it with pac finetune --plan {output} --devices {cluster}")
 
 
 def add(app: typer.Typer) -> None:
