@@ -26,8 +26,12 @@ UNREAD = "none"
 
 def plan(
     model: Annotated[str, typer.Option(help="The backbone; only its configuration is read.")],
-    cluster: Annotated[Path, typer.Option(help="Cluster file; no device has to be there. The first one leads.")],
-    profile: Annotated[Path | None, typer.Option(help="What pac profile has measured of model and devices.")] = None,
+    cluster: Annotated[
+        Path | None, typer.Option(help="Cluster file; no device has to be there. The first one leads.")
+    ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="What pac profile has measured; its devices are taken without --cluster.")
+    ] = None,
     scheduler: Annotated[str | None, typer.Option(help="Planner (default: pac-hetero, or pac without it)")] = None,
     output: Annotated[Path | None, typer.Option(help="File for the plan of the cluster as it is.")] = None,
     task: Annotated[
@@ -81,13 +85,13 @@ def plan(
     change = Change(add or (), remove or (), link or (), mbit)
     asked = Question(config, cluster, profile, tokens, samples, change)
     found = answer(asked, Registry(blocked=no_plugin or ()))
+    if output is not None and found.found is not None:
+        write_json(output, found.found.chosen.plan.to_json())
+        say(f"the plan is in {output}; use it with pac finetune --plan {output} --devices {cluster or 'FILE'}")
     if as_json:
         emit(found.to_json())
     else:
         print(answer_text(found, change))
-    if output is not None and found.found is not None:
-        write_json(output, found.found.chosen.plan.to_json())
-        say(f"the plan is in {output}; use it with pac finetune --plan {output} --devices {cluster}")
 
 
 def add(app: typer.Typer) -> None:

@@ -35,7 +35,7 @@ class Question:
 
     Attributes:
         config: the run, as far as it is given; its data are not read.
-        cluster: the cluster file.
+        cluster: the cluster file; the devices of the profile if None.
         profile: file that `pac profile` wrote.
         tokens: of a sample.
         samples: of an epoch.
@@ -43,7 +43,7 @@ class Question:
     """
 
     config: RunConfig
-    cluster: Path
+    cluster: Path | None
     profile: Path | None
     tokens: int | None
     samples: int
@@ -84,9 +84,13 @@ def answer(asked: Question, registry: Registry) -> Answer:
         UnknownPlugin: there is no such scheduler.
         BadInput: a file, model, device or card that cannot be used, or nothing fits, with the change if there is one.
     """
-    file = ClusterFile.load(asked.cluster)
+    file = None if asked.cluster is None else ClusterFile.load(asked.cluster)
     measured = None if asked.profile is None else _measured(asked, asked.profile)
-    cluster = cluster_to_plan(file, NO_MEASURES if measured is None else measured.cluster)
+    cluster = NO_MEASURES if measured is None else measured.cluster
+    if file is not None:
+        cluster = cluster_to_plan(file, cluster)
+    elif measured is None:
+        raise BadInput("nothing says which devices there are; give --cluster FILE or --profile FILE")
     profile = _profile(asked.config, registry) if measured is None else measured.profile
     job = _job(asked, None if measured is None else measured.job)
     work = _work(asked)

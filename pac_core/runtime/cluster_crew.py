@@ -76,7 +76,7 @@ def in_plan(cluster: Cluster, path: Path) -> Cluster:
     """``cluster`` without the devices that the plan in a file leaves out; the run goes on without them.
 
     Raises:
-        BadInput: there is no plan in it, or it leaves out this device, which leads.
+        BadInput: there is no plan in it, or it leaves out this device, which leads, or all others.
     """
     named = load_plan(path).devices
     leader, _ = KeyFolder(cluster.key_folder).name_and_key()
@@ -86,6 +86,8 @@ def in_plan(cluster: Cluster, path: Path) -> Cluster:
             f"{path}: the plan is for {', '.join(named)}; '{leader}' is not among them, but leads every run; "
             "make another one with pac plan"
         )
+    if named == (leader,):
+        raise BadInput(f"{path}: the plan is for this device, '{leader}', alone; leave --plan and --devices out")
     absent = [name for name in listed if name not in named]
     if absent:
         log.warning("the plan leaves out %s; the run goes on without", ", ".join(absent))
@@ -127,11 +129,8 @@ class ClusterCrew:
         assert self._own is not None
         own = facts_here(self._leader, Path.home(), self._own.threads)
         found = {self._leader: facts_given(self.cluster, own, self._leader), **self.facts}
-        return linked(self.cluster, [self._profile(name, facts) for name, facts in found.items()])
-
-    def _profile(self, name: str, facts: DeviceFacts) -> planned.DeviceProfile:
-        memory = facts.memory_free_bytes or facts.memory_bytes
-        return as_given(self.cluster.device(name), planned.DeviceProfile(name, facts.gflops * 1e9, memory))
+        profiles = [as_given(self.cluster.device(name), profile_of(name, facts)) for name, facts in found.items()]
+        return linked(self.cluster, profiles)
 
     def __enter__(self) -> ClusterCrew:
         gathering = Gathering(self.cluster, self.registry)
@@ -220,6 +219,11 @@ class ClusterCrew:
             threads=leader.threads or self._threads,
             blocked=blocked,
         )
+
+
+def profile_of(name: str, facts: DeviceFacts) -> planned.DeviceProfile:
+    """What planning goes by: what the device has measured."""
+    return planned.DeviceProfile(name, facts.gflops * 1e9, facts.memory_free_bytes or facts.memory_bytes)
 
 
 def _reason(error: BaseException) -> str:

@@ -33,8 +33,8 @@ def run_plan(config: RunConfig, loaded: Loaded, registry: Registry, cluster: Clu
     absent = [name for name in names if name not in found.devices]
     if absent:
         raise BadInput(
-            f"the plan uses {found.size} of {len(names)} devices, without {', '.join(absent)}: run without them, leave "
-            "--scheduler out or choose another"
+            f"the plan uses {found.size} of {len(names)} devices, without {', '.join(absent)}: take them off the "
+            f"cluster file or give --devices {found.size}, leave --scheduler out, or choose another"
         )
     try:
         found.check(chain(loaded.model.info, loaded.model.side.target))

@@ -205,6 +205,17 @@ def test_measured_devices_take_their_speed_from_the_profile(told: Any, measured:
     assert sum(told("--profile", str(measured), "--batch-size", "8")["plan"]["stages"][0]["rows"]) <= 8
 
 
+def test_without_a_cluster_file_the_devices_of_the_profile_are_planned_for(
+    measured: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--model", str(home / "tiny")]
+    assert run(["plan", *model, "--profile", str(measured), "--json", "--add", "tower=h200"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [device["device"] for device in found["devices"]] == ["desk"]
+    assert run(["plan", *model]) == 2
+    assert "give --cluster FILE or --profile FILE" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

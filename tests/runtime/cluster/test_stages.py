@@ -104,12 +104,19 @@ def test_a_run_goes_on_without_the_workers_that_its_plan_leaves_out(
     assert "the plan leaves out garage; the run goes on without" in caplog.text
 
 
-def test_a_plan_without_the_leader_is_refused_before_anyone_is_waited_for(
-    home: Any, run: Any, texts: Any, tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("kitchen", r"plan\.json: the plan is for kitchen; 'desk' is not among them, but leads every run"),
+        ("desk", r"plan\.json: the plan is for this device, 'desk', alone; leave --plan and --devices out"),
+    ],
+)
+def test_a_plan_without_the_leader_or_workers_is_refused_before_anyone_is_waited_for(
+    home: Any, run: Any, texts: Any, tmp_path: Path, name: str, told: str
 ) -> None:
-    plan = Plan((StagePlan({ENCODER: (0, 3)}, ("kitchen",), (4,)),), 2)
+    plan = Plan((StagePlan({ENCODER: (0, 3)}, (name,), (4,)),), 2)
     write_json(tmp_path / "plan.json", plan.to_json())
-    with pytest.raises(BadInput, match=r"plan\.json: the plan is for kitchen; 'desk' is not among them, but leads"):
+    with pytest.raises(BadInput, match=told):
         run(texts(20), devices=str(home.file("kitchen")), plan=tmp_path / "plan.json")
 
 
