@@ -7,11 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from pac_core.contracts.backbone import Backbone, BackboneSource
+import torch
+
+from pac_core.contracts.backbone import Backbone, BackboneInfo, BackboneSource
 from pac_core.errors import BadInput
 from pac_core.registry import Registry
 
 CONFIG = "config.json"
+
+UNREAD = "unread"
+"""Fingerprint of a model whose weights nobody has read."""
+
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -30,6 +36,27 @@ def load_backbone(source: BackboneSource, registry: Registry) -> Backbone:
     refuse_unservable(config, where)
     factory = registry.get("backbones", config["model_type"])
     return cast(Backbone, factory(source))
+
+
+def describe(path: str, registry: Registry, dtype: torch.dtype = torch.float32) -> BackboneInfo:
+    """The facts of a model from its ``config.json`` alone: no weights are read, nor need be there. The fingerprint is
+    none.
+
+    Raises:
+        UnknownPlugin, BadInput: as `load_backbone`.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    refuse_unservable(source_config(BackboneSource(path)), path)
+    file = find_file(path, CONFIG)
+    assert file is not None
+    try:
+        config = AutoConfig.from_pretrained(file.parent)
+        with torch.device("meta"):
+            model = AutoModel.from_config(config).to(dtype)
+    except Exception as error:  # transformers raises several kinds for fields it does not accept
+        raise BadInput(f"{file}: transformers does not accept this configuration ({error})") from error
+    return load_backbone(BackboneSource(model=model, fingerprint=UNREAD), registry).info
 
 
 def source_name(source: BackboneSource) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -12,6 +12,7 @@ from pac_core.addresses import interface_address, split_address
 from pac_core.control import MOST_THREADS
 from pac_core.errors import BadInput
 from pac_core.keys import default_folder
+from pac_core.planning.cards import CARDS
 from pac_core.settings import Part, explain, read_yaml
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -41,15 +42,40 @@ class ClusterDevice(Part):
     """Where it listens for the other devices, tcp://HOST:PORT; a free port that it chooses if left out."""
     threads: int | None = Field(default=None, gt=0, le=MOST_THREADS)
     """Threads that it computes with; its cores if left out."""
+    card: str | None = None
+    """What kind of device it is, such as jetson-nano; see `pac_core.planning.cards`."""
     memory: Bytes | None = None
-    """Most bytes that a run may take there, as in 3GB; what is free if left out."""
+    """Most bytes that a run may take there, as in 3GB; what is free, or its card's, if left out."""
     speed: float | None = Field(default=None, gt=0)
-    """Its speed in GFLOP/s; measured if left out."""
+    """Its speed in GFLOP/s; measured, or its card's, if left out."""
+
+    @field_validator("card")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is not None and value not in CARDS:
+            raise ValueError(f"there is no such card; known: {', '.join(CARDS)}")
+        return value
 
     @field_validator("address")
     @classmethod
     def _checked(cls, value: str | None) -> str | None:
         return None if value is None else _checked_address(value)
+
+
+class LinkSpeed(Part):
+    """A link, in both directions."""
+
+    mbit: float = Field(gt=0)
+    """Mbit/s."""
+    latency_ms: float = Field(default=1.0, ge=0)
+    """Milliseconds until a message arrives."""
+
+
+class LinkBetween(LinkSpeed):
+    """The link between two devices."""
+
+    between: tuple[str, str]
+    """Their names."""
 
 
 class Cluster(Part):
@@ -67,6 +93,12 @@ class Cluster(Part):
     """Transport between the devices."""
     devices: tuple[ClusterDevice, ...] = Field(min_length=1)
     """The devices that take part, beside the leader; it may be among them, for its own address or threads."""
+    link: LinkSpeed | None = None
+    """What links are planned to be that `links` does not have; 100 Mbit/s and 1 ms if left out."""
+    links: tuple[LinkBetween, ...] = ()
+    """Links between pairs of devices, for planning."""
+    shared: bool | None = None
+    """Whether all messages share one medium, as over Wi-Fi, for planning; false if left out."""
     discovery: Literal["none", "mdns"] = "none"
     """mdns announces the leader in the local network, for workers that are started with --discover."""
     wait: float = Field(default=60.0, gt=0, le=86400)
@@ -83,6 +115,11 @@ class Cluster(Part):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"device '{twice[0]}' is there twice")
+        pairs = [frozenset(link.between) for link in self.links]
+        wrong = [" and ".join(link.between) for link, pair in zip(self.links, pairs) if len(pair) < 2]
+        wrong += [" and ".join(sorted(pair)) for pair in pairs if pairs.count(pair) > 1]
+        if wrong:
+            raise ValueError(f"links: {wrong[0]}: give a link once, between two devices")
         places = [self.leader, *(device.address for device in self.devices if device.address is not None)]
         shared = sorted({place for place in places if places.count(place) > 1})
         if shared:
@@ -99,6 +136,12 @@ class Cluster(Part):
         if not found:
             raise BadInput(f"cluster '{self.name}' has no device beside this one, '{leader}'; add workers to its file")
         return found
+
+    def without(self, names: Collection[str]) -> Self:
+        """The same without the devices of these names, and links to them."""
+        devices = tuple(device for device in self.devices if device.name not in names)
+        links = tuple(link for link in self.links if not {*link.between} & {*names})
+        return self.model_copy(update={"devices": devices, "links": links})
 
     def device(self, name: str) -> ClusterDevice:
         """The device of this name; one without any settings if it is not there, as the leader need not be."""

@@ -122,7 +122,7 @@ class RunConfig(Part):
     """What plans stages and device groups: single, data-parallel, pipeline, ...; if left out every device has the whole
     model."""
     plan: Path | None = None
-    """A plan.json that a former run on the same devices wrote, to be used again."""
+    """A plan.json that pac plan, or a former run on the same devices, wrote."""
 
     _named = field_validator("output", "plan")(_utf8)
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from pac_core.config import RunConfig
 from pac_core.contracts.cluster import Cluster
-from pac_core.contracts.scheduler import Plan
 from pac_core.contracts.transport import Transport
 from pac_core.errors import RunFailed, TransportError
 from pac_core.events import CheckpointSaved, EpochDone, Event, MiniBatchTimed, RunFinished, RunStarted, StepDone
@@ -42,6 +41,7 @@ from pac_core.runtime.load import Loaded, Source, load
 from pac_core.runtime.monitor import Monitor, Reading, places
 from pac_core.runtime.optimizer import make_optimizer, moments, set_moments
 from pac_core.runtime.planned import run_plan
+from pac_core.runtime.ranks import RankedPlan
 from pac_core.runtime.recorder import Recorder
 from pac_core.runtime.report import (
     beside_plan,
@@ -155,12 +155,15 @@ class FineTuner:
         self._recorder.begin()
         self._phase = "load"
 
-    def _run(self, loaded: Loaded, planned: Plan | None) -> RunResult:
+    def _run(self, loaded: Loaded, planned: RankedPlan | None) -> RunResult:
         """All steps after loading and planning; the result has metrics at the leader only."""
         model, config, team = loaded.model, self.config, self.team
         self._began = time.perf_counter()
-        plan = single_plan(config, model, self._names or device_names(team.size))
-        if planned is not None:
+        if planned is None:
+            self._names = self._names or device_names(team.size)
+            plan = single_plan(config, model, self._names)
+        else:
+            self._names = list(planned.devices)
             plan = {**planned.to_json(), **beside_plan(model)}
         train, held_out = (team.share_out(data, config.batch_size, config.seed) for data in (loaded.train, loaded.eval))
         work = Assigned(loaded, train, held_out)
@@ -182,7 +185,7 @@ class FineTuner:
         def read() -> Reading:
             return Reading(self._phase, self.team.waited, self.team.sent)
 
-        return Monitor(self.team.transport, places(plan), read, self._tell)
+        return Monitor(self.team.transport, places(plan, self._names), read, self._tell)
 
     def _check_resumable(self, loaded: Loaded) -> None:
         """Refuse a checkpoint that cannot be gone on from before anything that takes long is done."""
@@ -346,8 +349,7 @@ class FineTuner:
         output, loaded = self.config.output, work.loaded
         model, source = loaded.model, loaded.source
         final = self._evaluate(work, progress.epoch) if loaded.eval else Evaluation({}, [])
-        names = [device for stage in plan["stages"] for device in stage["devices"]]
-        devices = device_reports(self.team, model, time.perf_counter() - self._began, names)
+        devices = device_reports(self.team, model, time.perf_counter() - self._began, self._names)
         if source is None:
             return RunResult(output, {}, model)
         save(self.config, model, source)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pac_core.backbones import source_config
+from pac_core.backbones import describe, source_config
 from pac_core.cluster import Cluster as ClusterFile
 from pac_core.cluster import is_cluster
 from pac_core.config import RunConfig
@@ -21,7 +21,7 @@ from pac_core.planning.make import FAR, NEAR, device_names
 from pac_core.planning.measure import Request, measure
 from pac_core.planning.profile import analytic_profile
 from pac_core.planning.profile_file import ProfileFile, versions_here
-from pac_core.planning.sample_model import sample_model, whole_info
+from pac_core.planning.sample_model import sample_model
 from pac_core.registry import Registry
 from pac_core.runtime.cluster_crew import ClusterCrew
 from pac_core.runtime.crew import Crew, device_count
@@ -115,12 +115,14 @@ class Profiler:
         """
         config = self.config
         given = source_config(BackboneSource(config.model))
+        whole = describe(config.model, self.registry)
         small = sample_model(given, config.adapter, ANY_TASK, torch.float32, self.registry).info
         longest = min(config.max_length or TOKENS[-1], small.max_tokens or MOST_TOKENS)
         task = _task(config, small)
         dtype = _dtype(config, task)
         request = Request(
             config=given,
+            layers={stream.name: stream.layers for stream in whole.streams},
             dtype=dtype,
             adapter=config.adapter,
             task=task,
@@ -129,8 +131,8 @@ class Profiler:
             points=grid(longest),
             seconds=self.seconds,
         )
-        small = replace(small, dtype=getattr(torch, dtype))
-        return request, small, whole_info(given, small)
+        number: torch.dtype = getattr(torch, dtype)
+        return request, replace(small, dtype=number), replace(whole, dtype=number)
 
     def _found(self, request: Request) -> Found:
         """What the devices answer; errors as in `run`."""
@@ -190,5 +192,4 @@ def _profile(info: BackboneInfo, request: Request) -> Profile:
         request.adapter,
         target_stream(info, task),
         head=task.generates,
-        cache_dtype=request.cache_dtype,
     )

@@ -25,6 +25,7 @@ COMMANDS = (
     "worker",
     "devices",
     "profile",
+    "plan",
     "simulate",
 )
 """Modules of `pac_core.cli`; each has ``add(app)``, which adds its command or group to the app. None of them imports

@@ -17,7 +17,7 @@ from pac_core.cluster import Cluster
 from pac_core.control import readable
 from pac_core.facts import DeviceFacts, facts_here
 from pac_core.registry import Registry
-from pac_core.runtime.gathering import Gathering, LinkFacts
+from pac_core.runtime.gathering import Gathering, LinkFacts, facts_given
 
 EPILOG = "Example: pac devices. Then: pac devices --cluster cluster.yaml --json"
 
@@ -44,6 +44,7 @@ def _rows(cluster: Cluster, registry: Registry) -> list[dict[str, Any]]:
     """A row for the leader and each device of the cluster file."""
     with Gathering(cluster, registry) as gathering:
         own = facts_here(gathering.name, Path.home(), cluster.device(gathering.name).threads)
+        own = facts_given(cluster, own, gathering.name)
         found = gathering.gather()
         links = {name: gathering.measure(name) for name in gathering.workers if name in found.here}
         facts = gathering.facts()

@@ -61,7 +61,7 @@ def finetune(
         str | None, typer.Option(help="Processes of this machine that train, or a cluster file (default: 1)")
     ] = None,
     scheduler: Annotated[str | None, typer.Option(help="Planner of stages: pipeline, data-parallel, ...")] = None,
-    plan: Annotated[Path | None, typer.Option(help="A plan.json of a former run, to be used again.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="A plan.json of pac plan, or of a former run.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the output folder.")] = False,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any configuration key; may be repeated.")

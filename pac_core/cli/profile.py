@@ -112,7 +112,6 @@ def pace_of(device: DeviceProfile, fitted: FittedPass) -> Any:
 def _devices(found: ProfileFile) -> Table:
     table = Table("device", "memory free", "cache written", "cache read", "optimiser", "measured")
     for device in found.cluster.devices:
-        assert device.paces is not None
         points = found.fits[device.name][0].points
         most = max(points, key=lambda point: point.rows * point.tokens)
         table.add_row(
@@ -120,7 +119,7 @@ def _devices(found: ProfileFile) -> Table:
             f"{device.memory_bytes / 1e9:.2f} GB",
             _rate(device.write_bytes_per_s),
             _rate(device.disk_bytes_per_s),
-            _rate(device.paces.update_bytes_per_s),
+            _rate(device.update_bytes_per_s),
             f"{len(points)} sizes, to {most.rows} x {most.tokens} tokens",
         )
     return table

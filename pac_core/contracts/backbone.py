@@ -104,7 +104,8 @@ class BackboneSource:
             first = 0, the final norm and language-model head with last = L, even where first = L too. An empty dict
             holds nothing, which costs no memory and is enough for `Backbone.info`. Only with ``path``.
         dtype: dtype to load the weights in; None keeps the checkpoint's.
-        fingerprint: that of this very checkpoint and dtype where it is known already: then only what is held is read.
+        fingerprint: that of this very checkpoint and dtype where it is known already: then only what is held is read,
+            and of a model in memory nothing.
         digests: those of the weights that are not held, as `Backbone.digests` of another device gives them: then these
             weights are neither read nor need to be there, and the fingerprint is made of the digests of what is held
             and of these. An empty mapping reads nothing but headers to tell what is not held.

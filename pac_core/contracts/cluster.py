@@ -30,6 +30,10 @@ class Pace:
         """Seconds of a pass with so many operations."""
         return self.layer_s + operations / self.flops
 
+    def slowed(self, factor: float) -> Pace:
+        """The same of a device that takes ``factor`` times as long."""
+        return Pace(self.flops / factor, self.layer_s * factor)
+
 
 @dataclass(frozen=True)
 class StreamPaces:
@@ -58,8 +62,6 @@ class Paces:
     Attributes:
         streams: each stream's layers.
         head_forward, head_backward: what comes behind the last layer: exit from the side network, head and loss.
-        step_s: seconds of an optimiser step beside its passes and the update of the weights.
-        update_bytes_per_s: bytes of gradients that the update of the weights works off in a second.
     """
 
     __pydantic_config__ = AS_WRITTEN
@@ -67,8 +69,20 @@ class Paces:
     streams: tuple[StreamPaces, ...]
     head_forward: Pace
     head_backward: Pace
-    step_s: Amount
-    update_bytes_per_s: Rate
+
+    def slowed(self, factor: float) -> Paces:
+        """The same of a device that takes ``factor`` times as long."""
+        streams = tuple(
+            StreamPaces(
+                each.stream,
+                each.backbone.slowed(factor),
+                each.side_forward.slowed(factor),
+                each.side_backward.slowed(factor),
+                each.cached.slowed(factor),
+            )
+            for each in self.streams
+        )
+        return Paces(streams, self.head_forward.slowed(factor), self.head_backward.slowed(factor))
 
     def of(self, stream: str) -> StreamPaces:
         """Those of a stream; KeyError if it was not measured."""
@@ -88,9 +102,13 @@ class DeviceProfile:
         memory_bytes: what a run may take of its memory.
         backward_flops: the same in backward passes, where they are faster or slower; None if they are not.
         layer_s: seconds that a layer takes in each pass beside its arithmetic, however few the rows are.
-        disk_bytes_per_s: at which cached epochs read entries; None if that takes no time.
-        write_bytes_per_s: at which the forward pass of a stage writes them; None if that takes no time.
-        paces: what was measured with a model; then the rates above stand for it only where one number must do.
+        disk_bytes_per_s: at which cache entries are read and written; None if that takes no time.
+        update_bytes_per_s: of trained weights, at which an optimiser step changes them; None if that takes no time.
+        write_bytes_per_s: of cache entries, at which the thread that computes hands them to the store in the forward
+            pass of a stage; None if that takes no time.
+        step_s: seconds of an optimiser step however few the weights are.
+        paces: what was measured with a model; then `flops`, `backward_flops` and `layer_s` stand for it only where one
+            number must do.
     """
 
     __pydantic_config__ = AS_WRITTEN
@@ -101,7 +119,9 @@ class DeviceProfile:
     backward_flops: Rate | None = None
     layer_s: Amount = 0.0
     disk_bytes_per_s: Rate | None = None
+    update_bytes_per_s: Rate | None = None
     write_bytes_per_s: Rate | None = None
+    step_s: Amount = 0.0
     paces: Paces | None = None
 
 

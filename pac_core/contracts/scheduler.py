@@ -81,8 +81,9 @@ class StagePlan:
 class Plan:
     """How the first epoch runs over several devices: pipeline stages, each run by a device group.
 
-    Devices are ranked in the order in which the stages list them. A batch is cut into micro-batches of
-    `micro_batch_size` rows (the last may be smaller); inside a group their rows are split as `StagePlan.rows` says.
+    Devices are ranked in the order in which the stages list them; a run has ranks of its own, see
+    `pac_core.runtime.ranks`. A batch is cut into micro-batches of `micro_batch_size` rows (the last may be smaller);
+    inside a group their rows are split as `StagePlan.rows` says.
 
     Attributes:
         stages: in the order of the chain.
@@ -129,9 +130,14 @@ class Plan:
         return sum(self.stages[0].rows)
 
     @property
+    def devices(self) -> tuple[str, ...]:
+        """Names of the devices, by rank."""
+        return tuple(device for stage in self.stages for device in stage.devices)
+
+    @property
     def size(self) -> int:
         """Number of devices."""
-        return sum(len(stage.devices) for stage in self.stages)
+        return len(self.devices)
 
     def most_in_flight(self, stage: int) -> int:
         """Micro-batches that a stage has between forward and backward, at most."""
@@ -140,7 +146,7 @@ class Plan:
         return min(len(self.stages) - stage, self.micro_batches, self.in_flight or self.micro_batches)
 
     def group(self, stage: int) -> tuple[int, ...]:
-        """Ranks of the devices of stage ``stage``."""
+        """Ranks of the devices of stage ``stage``, in the order in which it lists them."""
         first = sum(len(before.devices) for before in self.stages[:stage])
         return tuple(range(first, first + len(self.stages[stage].devices)))
 

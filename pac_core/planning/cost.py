@@ -7,21 +7,16 @@ rate. Sums of gradients go around a ring.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pac_core.contracts.cluster import Cluster, DeviceProfile, Job, LayerProfile, Link, Pace, Paces, Profile
+from pac_core.contracts.cluster import Cluster, DeviceProfile, Job, LayerProfile, Link, Paces, Profile
 from pac_core.contracts.scheduler import StagePlan
-
-Matrix = NDArray[np.float64]
-
-TINY = 1.0
-"""Operations that differences of sums leave where there are none."""
+from pac_core.planning.terms import LayerWork, Matrix, Passes, paced, rated, sums_of
 
 FORWARD = 1 / 3
 """Part of `LayerProfile.side_flops` that is the forward pass: the backward pass multiplies twice as much."""
@@ -55,34 +50,6 @@ class Crossing:
 
     forward: float
     backward: float
-
-
-@dataclass(frozen=True)
-class Term:
-    """What layers add to a pass on one device: so many passes of an operation, and its operations for a sample, as sums
-    like those of `Costs`."""
-
-    pace: Pace
-    passes: tuple[float, ...]
-    operations: tuple[float, ...]
-
-    def seconds(self, first: int, last: int, rows: float) -> float:
-        """Seconds of ``rows`` in the slice [first, last)."""
-        fixed = slice_of(self.passes, first, last) * self.pace.layer_s
-        return fixed + rows * slice_of(self.operations, first, last) / self.pace.flops
-
-    def of_slices(self, rows: float) -> Matrix:
-        """`seconds` of all slices: a matrix over first and last."""
-        fixed = between(np.array(self.passes)) * self.pace.layer_s
-        return fixed + between(rows * np.array(self.operations)) / self.pace.flops
-
-
-@dataclass(frozen=True)
-class Passes:
-    """What the two passes consist of on one device."""
-
-    forward: tuple[Term, ...]
-    backward: tuple[Term, ...]
 
 
 @dataclass(frozen=True)
@@ -152,8 +119,7 @@ class Costs:
         return held + rows * in_flight * slice_of(self.kept_bytes, first, last)
 
     def side_seconds(self, device: DeviceProfile, rows: float) -> Seconds:
-        """Seconds of ``rows`` cached samples in the whole side network and the head. Measured are both passes at once,
-        which are then taken to be as their work is."""
+        """Seconds of ``rows`` cached samples in the whole side network and the head."""
         if device.paces is not None:
             return self._measured_side(device.paces, rows)
         work, head, passing = rows * self.side_flops[-1], rows * self.head_flops, self.layers * device.layer_s
@@ -162,20 +128,8 @@ class Costs:
             passing + ((1 - FORWARD) * work + head) / (device.backward_flops or device.flops),
         )
 
-    def cached_seconds(self, device: DeviceProfile, rows: float) -> float:
-        """Seconds in which a device trains the whole side network on ``rows`` cached samples: it reads them, computes
-        forward and backward, and updates the weights."""
-        read = disk_s(device, rows * self.cached_bytes[-1])
-        return read + self.side_seconds(device, rows).both + self.update_seconds(device, 0, self.layers)
-
-    def update_seconds(self, device: DeviceProfile, first: int, last: int) -> float:
-        """Seconds that an optimiser step over the slice [first, last) takes beside its passes, as far as measured."""
-        if device.paces is None:
-            return 0.0
-        size = slice_of(self.gradient_bytes, first, last)
-        return device.paces.step_s + size / device.paces.update_bytes_per_s
-
     def _measured_side(self, paces: Paces, rows: float) -> Seconds:
+        """`side_seconds` of a device that was measured, which tells of both passes together."""
         side = sum(
             paces.of(stream).cached.seconds(rows * (after - before))
             for stream, (before, after) in zip(self.streams, pairwise(self.side_flops))
@@ -183,61 +137,28 @@ class Costs:
         )
         head = rows * self.head_flops
         return Seconds(
-            FORWARD * side + paces.head_forward.seconds(head),
-            (1 - FORWARD) * side + paces.head_backward.seconds(head),
+            FORWARD * side + paces.head_forward.seconds(head), (1 - FORWARD) * side + paces.head_backward.seconds(head)
         )
+
+    def cached_seconds(self, device: DeviceProfile, rows: float) -> float:
+        """Seconds in which a device trains the whole side network on ``rows`` cached samples: it reads them, and
+        computes forward and backward."""
+        return disk_s(device, rows * self.cached_bytes[-1]) + self.side_seconds(device, rows).both
 
 
 def _passes(found: Costs, device: DeviceProfile) -> Passes:
-    """What a device's passes consist of. A stage that writes cache entries does so in its forward pass."""
-    forward, backward = _derived(found, device) if device.paces is None else _measured(found, device.paces)
-    if device.write_bytes_per_s is not None:
-        written = Term(Pace(device.write_bytes_per_s), (0.0,) * (found.layers + 1), found.cached_bytes)
-        forward = (*forward, written)
-    return Passes(forward, backward)
-
-
-def _derived(found: Costs, device: DeviceProfile) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
-    """Forward and backward by the device's rates for all models."""
-    ahead = Pace(device.flops, device.layer_s)
-    back = replace(ahead, flops=device.backward_flops or device.flops)
-    heads = [_head(found, replace(pace, layer_s=0.0)) for pace in (ahead, back)]
-    forward = Term(ahead, tuple(range(found.layers + 1)), found.forward_flops)
-    backward = Term(back, _counts(found.backward_flops), found.backward_flops)
-    return (forward, *heads[0]), (backward, *heads[1])
-
-
-def _measured(found: Costs, paces: Paces) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
-    """Forward and backward as the device was measured with this model."""
-    forward, backward = list(_head(found, paces.head_forward)), list(_head(found, paces.head_backward))
-    each = [np.diff(sums) for sums in (found.forward_flops, found.backward_flops, found.side_flops)]
-    for stream in dict.fromkeys(found.streams):
-        ahead, back, side = (np.where(np.array(found.streams) == stream, values, 0.0) for values in each)
-        own = paces.of(stream)
-        forward.append(_term(own.backbone, ahead - FORWARD * side))
-        forward.append(_term(own.side_forward, FORWARD * side))
-        backward.append(_term(own.backbone, back - (1 - FORWARD) * side))
-        backward.append(_term(own.side_backward, (1 - FORWARD) * side))
-    return tuple(forward), tuple(backward)
-
-
-def _head(found: Costs, pace: Pace) -> tuple[Term, ...]:
-    """A pass through the head, behind the last layer; none where there is no work for it."""
-    if not found.head_flops:
-        return ()
-    before = (0.0,) * found.layers
-    return (Term(pace, (*before, 1.0), (*before, found.head_flops)),)
-
-
-def _term(pace: Pace, operations: NDArray[np.float64]) -> Term:
-    """Of layers with these operations; what differences of sums leave of none is none."""
-    sums = _sums(np.where(operations > TINY, operations, 0.0).tolist())
-    return Term(pace, _counts(sums), sums)
-
-
-def _counts(sums: Sequence[float]) -> tuple[float, ...]:
-    """How many of the layers have operations."""
-    return _sums(float(after > before) for before, after in pairwise(sums))
+    """What a device's passes consist of."""
+    if device.paces is None:
+        return rated(device, found.forward_flops, found.backward_flops, found.head_flops, found.cached_bytes)
+    forward, backward, side = (np.diff(s) for s in (found.forward_flops, found.backward_flops, found.side_flops))
+    own = LayerWork(
+        found.streams,
+        backbone=forward - FORWARD * side,
+        backbone_back=backward - (1 - FORWARD) * side,
+        side_forward=FORWARD * side,
+        side_backward=(1 - FORWARD) * side,
+    )
+    return paced(device, device.paces, own, found.head_flops, found.cached_bytes)
 
 
 def costs(profile: Profile, job: Job) -> Costs:
@@ -250,23 +171,23 @@ def costs(profile: Profile, job: Job) -> Costs:
     heads = [profile.head_bytes if place == final else 0 for place in range(len(chain))]
     return Costs(
         streams=tuple(stream for stream, _ in chain),
-        forward_flops=_sums(
+        forward_flops=sums_of(
             _forward(layer, job, s, sources[s]) + FORWARD * _side(layer, job, s, sources[s]) for s, layer in held
         ),
-        backward_flops=_sums(
+        backward_flops=sums_of(
             layer.back_passes * _forward(layer, job, s, sources[s]) + (1 - FORWARD) * _side(layer, job, s, sources[s])
             for s, layer in held
         ),
-        side_flops=_sums(_side(layer, job, s, sources[s]) for s, layer in held),
+        side_flops=sums_of(_side(layer, job, s, sources[s]) for s, layer in held),
         head_flops=profile.head_flops * job.mean(chain[-1][0]),
-        held_bytes=_sums(
+        held_bytes=sums_of(
             layer.weight_bytes + layer.side_bytes + more + head
             for (_, layer), more, head in zip(held, embeddings, heads)
         ),
-        side_bytes=_sums(layer.side_bytes for _, layer in held),
-        kept_bytes=_sums(kept_bytes(layer, job, s, sources[s]) for s, layer in held),
-        gradient_bytes=_sums(layer.gradient_bytes for _, layer in held),
-        cached_bytes=_sums(layer.tap_bytes * job.mean(s) for s, layer in held),
+        side_bytes=sums_of(layer.side_bytes for _, layer in held),
+        kept_bytes=sums_of(kept_bytes(layer, job, s, sources[s]) for s, layer in held),
+        gradient_bytes=sums_of(layer.gradient_bytes for _, layer in held),
+        cached_bytes=sums_of(layer.tap_bytes * job.mean(s) for s, layer in held),
         crossings=tuple(_crossing(profile, job, chain, place) for place in range(len(chain) + 1)),
         cuts=(*(i for i, (_, n) in enumerate(chain) if n == 0 or n >= profile.first_cut), len(chain)),
     )
@@ -275,11 +196,6 @@ def costs(profile: Profile, job: Job) -> Costs:
 def slice_of(sums: Sequence[float], first: int, last: int) -> float:
     """What the layers [first, last) add to running sums."""
     return sums[last] - sums[first]
-
-
-def between(sums: NDArray[np.float64] | NDArray[np.intp]) -> Matrix:
-    """`slice_of` all slices: a matrix over first and last."""
-    return np.asarray(sums[None, :] - sums[:, None], dtype=np.float64)
 
 
 def kept_bytes(layer: LayerProfile, job: Job, stream: str, source: str | None) -> float:
@@ -305,6 +221,11 @@ def disk_s(device: DeviceProfile, size: float) -> float:
     return size / device.disk_bytes_per_s if device.disk_bytes_per_s else 0.0
 
 
+def update_s(device: DeviceProfile, size: float) -> float:
+    """Seconds of an optimiser step that changes trained weights of ``size`` bytes by their gradients."""
+    return device.step_s + (size / device.update_bytes_per_s if device.update_bytes_per_s else 0.0)
+
+
 def all_reduce_s(cluster: Cluster, devices: Sequence[str], size: float) -> float:
     """Seconds in which a device group sums ``size`` bytes around a ring: twice as many messages as there are other
     devices, each of one part, as slow as the slowest link of the ring. On a shared medium they take turns."""
@@ -314,10 +235,6 @@ def all_reduce_s(cluster: Cluster, devices: Sequence[str], size: float) -> float
     ring = [cluster.link(one, other) for one, other in zip(devices, [*devices[1:], devices[0]])]
     slowest = max(8 / link.bits_per_second for link in ring) * (count if cluster.shared else 1)
     return 2 * (count - 1) * (max(link.latency_s for link in ring) + slowest * size / count)
-
-
-def _sums(values: Iterable[float]) -> tuple[float, ...]:
-    return tuple(accumulate(values, initial=0.0))
 
 
 def _source(profile: Profile, stream: str) -> str | None:

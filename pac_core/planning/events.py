@@ -14,7 +14,7 @@ from typing import Literal
 
 from pac_core.contracts.cluster import Cluster, DeviceProfile
 from pac_core.contracts.scheduler import Plan
-from pac_core.planning.cost import Costs, Seconds, all_reduce_s, slice_of
+from pac_core.planning.cost import Costs, Seconds, all_reduce_s, slice_of, update_s
 from pac_core.runtime.schedule import Action, actions_of
 from pac_core.spans import Span
 
@@ -245,7 +245,7 @@ class _Play:
         for device in self.devices:
             if not device.actions or device.actions[-1].kind == "forward":
                 continue
-            taken = self.costs.update_seconds(device.profile, *self.slices[device.stage])
+            taken = update_s(device.profile, slice_of(self.costs.gradient_bytes, *self.slices[device.stage]))
             if taken:
                 self.spans.append(Span(device.name, "update", None, begin, begin + taken))
                 end = max(end, begin + taken)

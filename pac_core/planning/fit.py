@@ -97,8 +97,6 @@ def fit_device(
         ),
         pace(target, "head forward"),
         pace(target, "head backward"),
-        measured.step_s,
-        measured.update_bytes_per_s,
     )
     first = next(one for one in measured.passes if one.name == "backbone")
     fastest = max(point.operations / point.seconds for point in _timed(first, sample))
@@ -107,7 +105,9 @@ def fit_device(
         fastest,
         memory_bytes,
         disk_bytes_per_s=measured.read_bytes_per_s,
+        update_bytes_per_s=measured.update_bytes_per_s,
         write_bytes_per_s=measured.write_bytes_per_s,
+        step_s=measured.step_s,
         paces=paces,
     )
     return device, tuple(_fitted(one, fits[one.stream, one.name]) for one in measured.passes)

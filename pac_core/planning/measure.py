@@ -24,7 +24,7 @@ from pac_core.machine import free_memory, memory_bytes
 from pac_core.malloc import return_large_blocks
 from pac_core.planning.probe import PassName, Probe, Seconds
 from pac_core.planning.profile_file import Point
-from pac_core.planning.sample_model import sample_model, whole_info
+from pac_core.planning.sample_model import sample_model
 from pac_core.registry import Registry
 from pac_core.runtime.optimizer import clip, set_rates, united
 
@@ -55,6 +55,7 @@ class Request(BaseModel):
 
     Attributes:
         config: the model's ``config.json``.
+        layers: of each stream of the model.
         dtype: name of the backbone's number format.
         adapter: the side network.
         task: what is trained.
@@ -67,6 +68,7 @@ class Request(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     config: dict[str, JsonValue]
+    layers: dict[str, Count]
     dtype: str
     adapter: AdapterConfig
     task: TaskKind
@@ -100,7 +102,7 @@ class Measured:
 
     Attributes:
         passes: of a layer of each stream, and of the head.
-        step_s, update_bytes_per_s: see `Paces`.
+        step_s, update_bytes_per_s: see `DeviceProfile`.
         write_bytes_per_s, read_bytes_per_s: of cache entries; reads of what the system still has in memory.
         memory_bytes: free main memory.
         threads: for computing.
@@ -152,11 +154,10 @@ def measure(request: Request, folder: Path, registry: Registry) -> Measured:
     return_large_blocks()  # as stages do
     dtype: torch.dtype = getattr(torch, request.dtype)
     model = sample_model(request.config, request.adapter, request.trained, dtype, registry)
-    info = whole_info(request.config, model.info)
     with ActivationCache.open("memory", dtype=request.cache_dtype, registry=registry) as kept:
-        probe = Probe(model, lambda stream: info.stream(stream).layers, kept)
+        probe = Probe(model, request.layers, kept)
         passes = measure_passes(probe.run, request.points, request.seconds)
-    write, read = store_rates(request, info, model.side.target, folder, registry)
+    write, read = store_rates(request, model.info, model.side.target, folder, registry)
     step, update = update_rates()
     took = time.perf_counter() - began
     return Measured(passes, step, update, write, read, free, torch.get_num_threads(), took)
@@ -221,9 +222,13 @@ def _medians(taken: Mapping[tuple[int, int], Sequence[Seconds]]) -> tuple[Measur
 def store_rates(
     request: Request, info: BackboneInfo, stream: str, folder: Path, registry: Registry
 ) -> tuple[float, float]:
-    """Bytes of entries that are written, and read, in a second, with all that comes with it."""
+    """Bytes of entries that are written, and read, in a second, with all that comes with it.
+
+    Args:
+        info: of the sample; entries have the taps of all layers of ``stream``.
+    """
     _, tokens = request.points[len(request.points) // 2]
-    taps = tap_indices(info.stream(stream).layers, request.adapter.tap_every)
+    taps = tap_indices(request.layers[stream], request.adapter.tap_every)
     entry = torch.randn(len(taps), tokens, info.hidden_size)
     folder.mkdir(parents=True, exist_ok=True)
     with (

@@ -12,7 +12,7 @@ import numpy as np
 
 from pac_core.contracts.cluster import Cluster, DeviceProfile, Job
 from pac_core.contracts.scheduler import Plan
-from pac_core.planning.cost import FORWARD, Costs, Crossing, all_reduce_s, disk_s, slice_of
+from pac_core.planning.cost import FORWARD, Costs, Crossing, all_reduce_s, disk_s, slice_of, update_s
 from pac_core.planning.entries import Matrix, spread_of
 from pac_core.planning.events import Played, forward_only, play
 from pac_core.planning.slowness import Slowness
@@ -218,7 +218,7 @@ class Cached:
         self.rows = run.work.samples / self.count / run.plan.size
         found = run.found
         self._reduce_s = all_reduce_s(run.cluster, run.names, found.gradient_bytes[-1])
-        self._updates = np.array([found.update_seconds(device, 0, found.layers) for device in run.devices])
+        self._updates = np.array([update_s(device, found.gradient_bytes[-1]) for device in run.devices])
         self._reads = np.array([disk_s(d, self.rows * run.found.cached_bytes[-1]) for d in run.devices])
         self._computes = np.array([run.found.side_seconds(device, self.rows).both for device in run.devices])
 

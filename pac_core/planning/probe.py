@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -50,7 +50,7 @@ class Probe:
         cache: what a stage reads its taps back from, as training does; in memory.
     """
 
-    def __init__(self, model: PacModel, layers: Callable[[str], int], cache: ActivationCache) -> None:
+    def __init__(self, model: PacModel, layers: Mapping[str, int], cache: ActivationCache) -> None:
         self.model = model
         self._layers = layers
         self._chain = chain(model.info, model.side.target)
@@ -124,7 +124,7 @@ class Probe:
             else:
                 part = self._part_of_entry(stream, batch, taps[stream], seconds[stream, "side forward"])
                 layers = len(taps[stream]) - 1
-                found[stream, name] = took * ((1 - part) / layers + part / self._layers(stream))
+                found[stream, name] = took * ((1 - part) / layers + part / self._layers[stream])
         return found
 
     def _part_of_entry(self, stream: str, batch: Sequence[Example], taps: Tensor, forward: float) -> float:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pac_core.codecs import codec_for
 from pac_core.contracts.adapter import AdapterConfig
 from pac_core.contracts.backbone import BackboneInfo, Stream, tap_indices
 from pac_core.contracts.cluster import LayerProfile, Profile
 from pac_core.planning.stage_memory import SINGLE, TRAINED, kept_numbers, layer_numbers, side_numbers
 
 
-def analytic_profile(
-    info: BackboneInfo, adapter: AdapterConfig, target: str, *, head: bool, cache_dtype: str | None = None
-) -> Profile:
+def analytic_profile(info: BackboneInfo, adapter: AdapterConfig, target: str, *, head: bool) -> Profile:
     """The profile of a backbone with an adapter.
 
     The entry of b_0 counts with the first layer's. Key and value heads count as many as query heads, so models that
@@ -20,16 +17,12 @@ def analytic_profile(
     Args:
         target: the stream that the side network ends with.
         head: whether a language-model head is held with the last layer.
-        cache_dtype: number format of cache entries; the backbone's if None.
     """
     names = [stream.name for stream in info.streams]
     chain = info.streams[: names.index(target) + 1]
     size = info.dtype.itemsize
     table = info.vocab_size * info.hidden_size * size
-    tap = (
-        info.hidden_size * size if cache_dtype is None else codec_for(cache_dtype).payload_bytes(1, 1, info.hidden_size)
-    )
-    layers = {stream.name: _layers(info, adapter, stream, tap) for stream in chain}
+    layers = {stream.name: _layers(info, adapter, stream) for stream in chain}
     d = info.hidden_size
     return Profile(
         layers,
@@ -40,17 +33,16 @@ def analytic_profile(
     )
 
 
-def _layers(info: BackboneInfo, adapter: AdapterConfig, stream: Stream, tap: int) -> tuple[LayerProfile, ...]:
-    """The layers of a stream, of each of whose taps the cache keeps ``tap`` bytes a token."""
+def _layers(info: BackboneInfo, adapter: AdapterConfig, stream: Stream) -> tuple[LayerProfile, ...]:
     tapped = tap_indices(stream.layers, adapter.tap_every)
     return tuple(
-        _layer(info, adapter, stream, tap * ((i + 1 in tapped) + (i == 0)), side=i + 1 in tapped)
+        _layer(info, adapter, stream, taps=(i + 1 in tapped) + (i == 0), side=i + 1 in tapped)
         for i in range(stream.layers)
     )
 
 
-def _layer(info: BackboneInfo, adapter: AdapterConfig, stream: Stream, cached: int, *, side: bool) -> LayerProfile:
-    """A layer of which the cache keeps so many bytes a token, with or without a side layer."""
+def _layer(info: BackboneInfo, adapter: AdapterConfig, stream: Stream, *, taps: int, side: bool) -> LayerProfile:
+    """A layer of which the cache keeps so many taps, with or without a side layer."""
     d, size = info.hidden_size, info.dtype.itemsize
     width = d // adapter.reduction
     weights, beside = layer_numbers(info, stream, d), side_numbers(info, adapter, stream) if side else 0
@@ -64,7 +56,7 @@ def _layer(info: BackboneInfo, adapter: AdapterConfig, stream: Stream, cached: i
         side_bytes=beside * SINGLE * TRAINED,
         hidden_bytes=d * size,
         state_bytes=2 * width * SINGLE,
-        tap_bytes=cached,
+        tap_bytes=taps * d * size,
         kept_bytes=SINGLE * (d + kept_numbers(info, adapter, stream)) if side else 0,
         cross_flops=2.0 * attended,
         gradient_bytes=beside * SINGLE,

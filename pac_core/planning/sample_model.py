@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 
 from pac_core.backbones import load_backbone
 from pac_core.contracts.adapter import AdapterConfig
-from pac_core.contracts.backbone import DECODER, ENCODER, BackboneInfo, BackboneSource
+from pac_core.contracts.backbone import DECODER, ENCODER, BackboneSource
 from pac_core.errors import BadInput
 from pac_core.examples import IGNORE, Example, Segment, Task
 from pac_core.model import PacModel
@@ -53,14 +52,6 @@ def sample_model(
         model = PacModel(backbone, side, task)
     model.calibrated.fill_(True)
     return model.train()
-
-
-def whole_info(config: Mapping[str, Any], small: BackboneInfo) -> BackboneInfo:
-    """What ``small``, of a sample of the model, would be of all of it."""
-    parsed = _parsed(config)
-    given = parsed.to_dict()
-    streams = tuple(replace(stream, layers=given[_field(given, stream.name)]) for stream in small.streams)
-    return replace(small, streams=streams, vocab_size=parsed.vocab_size)
 
 
 def sample_examples(model: PacModel, rows: int, tokens: int, seed: int = 0) -> list[Example]:

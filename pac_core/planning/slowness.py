@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from pac_core.contracts.cluster import Cluster, DeviceProfile, Pace, Paces, StreamPaces
+from pac_core.contracts.cluster import Cluster, DeviceProfile
 from pac_core.errors import BadInput
 
 
@@ -70,30 +70,10 @@ def _slowed(device: DeviceProfile, factor: float) -> DeviceProfile:
         flops=device.flops / factor,
         backward_flops=device.backward_flops and device.backward_flops / factor,
         layer_s=device.layer_s * factor,
-        paces=device.paces and _slowed_paces(device.paces, factor),
-    )
-
-
-def _slowed_paces(paces: Paces, factor: float) -> Paces:
-    def slower(pace: Pace) -> Pace:
-        return Pace(pace.flops / factor, pace.layer_s * factor)
-
-    streams = tuple(
-        StreamPaces(
-            own.stream,
-            slower(own.backbone),
-            slower(own.side_forward),
-            slower(own.side_backward),
-            slower(own.cached),
-        )
-        for own in paces.streams
-    )
-    return Paces(
-        streams,
-        slower(paces.head_forward),
-        slower(paces.head_backward),
-        paces.step_s * factor,
-        paces.update_bytes_per_s / factor,
+        update_bytes_per_s=device.update_bytes_per_s and device.update_bytes_per_s / factor,
+        write_bytes_per_s=device.write_bytes_per_s and device.write_bytes_per_s / factor,
+        step_s=device.step_s * factor,
+        paces=device.paces and device.paces.slowed(factor),
     )
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pac_core.backbones import load_backbone
+from pac_core.backbones import describe
 from pac_core.contracts.adapter import AdapterConfig
-from pac_core.contracts.backbone import DECODER, BackboneSource
+from pac_core.contracts.backbone import DECODER
 from pac_core.contracts.cluster import Cluster, Job, Link
 from pac_core.contracts.scheduler import Plan
 from pac_core.errors import BadInput
@@ -48,7 +48,7 @@ def simulate_file(path: Path, model: str, adapter: AdapterConfig, what: WhatIf, 
         BadInput: there is no plan in it, it is for another model, or a card is not known.
     """
     plan = load_plan(path)
-    info = load_backbone(BackboneSource(model, layers={}), registry).info
+    info = describe(model, registry)
     named = [stream.name for stream in info.streams if any(stream.name in stage.layers for stage in plan.stages)]
     if not named:
         raise BadInput(

@@ -20,12 +20,14 @@ from pac_core.contracts.transport import Transport
 from pac_core.control import End, Job, PeerAddress, Purpose, readable
 from pac_core.errors import BadInput, RunFailed, TransportError
 from pac_core.facts import DeviceFacts, facts_here
+from pac_core.keys import KeyFolder
 from pac_core.launch import Launch
-from pac_core.planning.make import FAR
+from pac_core.planning.cluster_file import as_given, linked
+from pac_core.planning.make import load_plan
 from pac_core.registry import Registry
 from pac_core.runtime.assignment import Assignment, connect
 from pac_core.runtime.crew import WAYS_OUT, Crew, device_count
-from pac_core.runtime.gathering import Gathering
+from pac_core.runtime.gathering import Gathering, facts_given
 from pac_core.runtime.spmd import Spmd, launcher_of
 from pac_core.runtime.watch import Watch
 
@@ -65,7 +67,31 @@ def crew_for(config: RunConfig, registry: Registry) -> Crew | ClusterCrew | Spmd
     cluster = Cluster.load(config.devices)
     if config.transport not in (None, cluster.transport):
         raise BadInput(f"--transport is {config.transport}, and that of {config.devices} {cluster.transport}")
+    if config.plan is not None:
+        cluster = in_plan(cluster, config.plan)
     return ClusterCrew(config, cluster, registry)
+
+
+def in_plan(cluster: Cluster, path: Path) -> Cluster:
+    """``cluster`` without the devices that the plan in a file leaves out; the run goes on without them.
+
+    Raises:
+        BadInput: there is no plan in it, or it leaves out this device, which leads, or all others.
+    """
+    named = load_plan(path).devices
+    leader, _ = KeyFolder(cluster.key_folder).name_and_key()
+    listed = [device.name for device in cluster.devices]
+    if leader not in named:
+        raise BadInput(
+            f"{path}: the plan is for {', '.join(named)}; '{leader}' is not among them, but leads every run; "
+            "make another one with pac plan"
+        )
+    if named == (leader,):
+        raise BadInput(f"{path}: the plan is for this device, '{leader}', alone; leave --plan and --devices out")
+    absent = [name for name in listed if name not in named]
+    if absent:
+        log.warning("the plan leaves out %s; the run goes on without", ", ".join(absent))
+    return cluster.without(absent)
 
 
 class ClusterCrew:
@@ -102,12 +128,9 @@ class ClusterCrew:
         """All devices by rank, this one too; once entered."""
         assert self._own is not None
         own = facts_here(self._leader, Path.home(), self._own.threads)
-        found = {self._leader: own, **self.facts}
-        profiles = [
-            planned.DeviceProfile(name, facts.gflops * 1e9, facts.memory_free_bytes or facts.memory_bytes)
-            for name, facts in found.items()
-        ]
-        return planned.Cluster(tuple(profiles), default=FAR)
+        found = {self._leader: facts_given(self.cluster, own, self._leader), **self.facts}
+        profiles = [as_given(self.cluster.device(name), profile_of(name, facts)) for name, facts in found.items()]
+        return linked(self.cluster, profiles)
 
     def __enter__(self) -> ClusterCrew:
         gathering = Gathering(self.cluster, self.registry)
@@ -196,6 +219,11 @@ class ClusterCrew:
             threads=leader.threads or self._threads,
             blocked=blocked,
         )
+
+
+def profile_of(name: str, facts: DeviceFacts) -> planned.DeviceProfile:
+    """What planning goes by: what the device has measured."""
+    return planned.DeviceProfile(name, facts.gflops * 1e9, facts.memory_free_bytes or facts.memory_bytes)
 
 
 def _reason(error: BaseException) -> str:

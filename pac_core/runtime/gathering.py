@@ -254,12 +254,14 @@ class Gathering:
 
     def facts(self) -> dict[str, DeviceFacts]:
         """What the workers that are there say of themselves, with what the cluster file says instead."""
-        return {name: self._given(name, hello.facts) for name, hello in self.attendance.here.items()}
+        return {name: facts_given(self.cluster, hello.facts, name) for name, hello in self.attendance.here.items()}
 
-    def _given(self, name: str, facts: DeviceFacts) -> DeviceFacts:
-        device = self.cluster.device(name)
-        given = {"threads": device.threads, "memory_free_bytes": device.memory, "gflops": device.speed}
-        return facts.model_copy(update={key: value for key, value in given.items() if value is not None})
+
+def facts_given(cluster: Cluster, facts: DeviceFacts, name: str) -> DeviceFacts:
+    """``facts`` of the device ``name``, with what the cluster file says instead."""
+    device = cluster.device(name)
+    given = {"threads": device.threads, "memory_free_bytes": device.memory, "gflops": device.speed}
+    return facts.model_copy(update={key: value for key, value in given.items() if value is not None})
 
 
 def _devices(names: Sequence[str]) -> str:

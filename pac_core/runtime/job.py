@@ -21,6 +21,7 @@ from pac_core.model import PacModel
 from pac_core.registry import Registry
 from pac_core.runtime.load import Loaded, OpenLayers, attach, open_backbone, opener
 from pac_core.runtime.parts import Part, from_message, to_message
+from pac_core.runtime.ranks import RankedPlan, ranked
 from pac_core.runtime.slices import Recipient, open_slices, serve_slices
 from pac_core.runtime.stage import Slices, head_slice
 
@@ -59,6 +60,7 @@ def hand_out(
         "dtype": str(model.info.dtype).removeprefix("torch."),
         "task": asdict(model.task),
         "plan": None if plan is None else plan.to_json(),
+        "devices": [] if plan is None else list(plan.devices),
         "streams": machines is not None,
         "messages": [-(-len(examples) // EXAMPLES_A_MESSAGE) for examples in data],
     }
@@ -90,7 +92,9 @@ def slices_of(plan: Plan | None, rank: int, model: PacModel) -> tuple[Slices | N
     return (layers, head_slice(model)) if model.task.generates else (layers,)
 
 
-def take(transport: Transport, config: RunConfig, registry: Registry, leader: int = 0) -> tuple[Loaded, Plan | None]:
+def take(
+    transport: Transport, config: RunConfig, registry: Registry, leader: int = 0
+) -> tuple[Loaded, RankedPlan | None]:
     """What the leader hands out, with this device's own backbone, side network and cache; and the plan, if there is
     one: then the backbone holds no layers yet.
 
@@ -102,7 +106,9 @@ def take(transport: Transport, config: RunConfig, registry: Registry, leader: in
     job = json.loads(bytes(transport.irecv(leader, Tag("job")).wait(PATIENCE).tensors["json"].numpy()))
     task = Task(**{**job["task"], "labels": tuple(job["task"]["labels"])})
     train, evaluation = (_examples(transport, leader, number, count) for number, count in enumerate(job["messages"]))
-    plan = None if job["plan"] is None else Plan.from_json(job["plan"], "the leader's plan")
+    plan = None
+    if job["plan"] is not None:
+        plan = ranked(Plan.from_json(job["plan"], "the leader's plan"), job["devices"])
     held: Slices | None = None if plan is None else {}
     if job["streams"]:
         open_layers: OpenLayers = open_slices(transport, leader, default_cache_root(), registry)

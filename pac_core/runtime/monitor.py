@@ -33,9 +33,10 @@ class Reading:
     sent: int
 
 
-def places(plan: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Name and stage of each device of a plan as in ``plan.json``, by rank."""
-    return [(device, number) for number, stage in enumerate(plan["stages"]) for device in stage["devices"]]
+def places(plan: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str, int]]:
+    """Name and stage of each device of ``names``, in a plan as in ``plan.json``."""
+    stages = {device: number for number, stage in enumerate(plan["stages"]) for device in stage["devices"]}
+    return [(name, stages[name]) for name in names]
 
 
 class Monitor:

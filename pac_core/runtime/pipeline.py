@@ -55,7 +55,7 @@ class Pipeline:
         self.transport = transport
         self.timeout = timeout
         self.number, _ = plan.place(transport.rank)
-        self.group = plan.group(self.number)
+        self.group = sorted(plan.group(self.number))  # as collectives want it
         self._routes = cache(partial(routes, plan, transport.rank))
         self._learns = learning_stages(plan, stage.model.side.reads)
         self._in_flight: dict[int, tuple[Sequence[Example], Passed]] = {}

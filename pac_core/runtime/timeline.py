@@ -68,12 +68,11 @@ def gather_spans(
     if transport.rank != 0:
         _tell(transport, spans, timeout, clock)
         return []
-    names = [device for stage in plan.stages for device in stage.devices]
     found = list(spans)
     for rank in range(1, transport.size):
         ahead = _clock_ahead(transport, rank, timeout, clock)
         message = transport.irecv(rank, Tag("spans")).wait(timeout)
-        found += _unpacked(names[rank], message.tensors["spans"], ahead)
+        found += _unpacked(plan.devices[rank], message.tensors["spans"], ahead)
     first = min((span.start_s for span in found), default=0.0)
     return [Span(s.device, s.kind, s.micro_batch, s.start_s - first, s.end_s - first) for s in found]
 

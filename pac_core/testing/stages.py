@@ -29,6 +29,7 @@ from pac_core.runtime.interrupt import StopFlag
 from pac_core.runtime.optimizer import clip, make_optimizer, moments, set_moments, set_rates
 from pac_core.runtime.parts import STATISTICS
 from pac_core.runtime.pipeline import Pipeline
+from pac_core.runtime.ranks import RankedPlan, ranked
 from pac_core.runtime.spread import Holding, spread_entries, spread_state
 from pac_core.runtime.stage import Stage, bind_share, chain, check_cuts, cut_model, stage_taps
 from pac_core.runtime.team import ALONE, Replicas, Team
@@ -63,7 +64,7 @@ class Case:
     """A plan, and a batch for each of `STEPS`."""
 
     kind: str
-    plan: Plan
+    plan: RankedPlan
     batches: list[list[Example]] = field(repr=False)
 
 
@@ -78,7 +79,8 @@ class Outcome:
 
 @st.composite
 def cases(draw: Any, kind: str, *, stages: int = 6, group: int = 4, micro_batches: int = 16) -> Case:
-    """Plans of at most so many stages, devices in a group and micro-batches, split unevenly, with batches for them."""
+    """Plans of at most so many stages, devices in a group and micro-batches, split unevenly, their devices ranked in
+    any order, with batches for them."""
     model = whole_model(kind)
     slots = [(s.name, i) for s in chain(model.info, model.side.target) for i in range(s.layers)]
     allowed = [cut for cut in range(1, len(slots)) if _cut_is_allowed(model, slots[cut:])]
@@ -100,7 +102,7 @@ def cases(draw: Any, kind: str, *, stages: int = 6, group: int = 4, micro_batche
         count = draw(st.integers((micro - 1) * rows + 1, micro * rows))
         lengths = np.random.default_rng(draw(st.integers(0, 2**16))).integers(1, 7, count - 1)
         batches.append(texts(kind, [*lengths.tolist(), 3], step))
-    return Case(kind, plan, batches)
+    return Case(kind, ranked(plan, draw(st.permutations(plan.devices))), batches)
 
 
 def _slices(slots: Sequence[tuple[str, int]]) -> dict[str, tuple[int, int]]:

@@ -12,8 +12,9 @@ from pac_core.contracts.cluster import Cluster, DeviceProfile, Link, Pace, Paces
 from pac_core.contracts.scheduler import StagePlan
 from pac_core.errors import BadInput
 from pac_core.planning.cards import CARDS, card
-from pac_core.planning.cost import all_reduce_s, costs, places, slice_of, transfer_s
+from pac_core.planning.cost import all_reduce_s, costs, places, slice_of, transfer_s, update_s
 from pac_core.planning.memory import stage_bytes
+from pac_core.planning.slowness import Slowness
 from pac_core.testing.scheduler import JOB, LAYER, MIB, STREAMS, a_profile
 
 DEVICE = DeviceProfile("d", 1e9, 1 << 40, backward_flops=2e9, layer_s=0.01, disk_bytes_per_s=1e6)
@@ -118,9 +119,9 @@ PACED = replace(
         ),
         Pace(1e8, 0.5),
         Pace(2e8, 0.25),
-        0.125,
-        1e9,
     ),
+    step_s=0.125,
+    update_bytes_per_s=1e9,
 )
 """A device that was measured with a model of two streams."""
 
@@ -151,9 +152,13 @@ def test_all_slices_at_once_take_what_each_takes(device: DeviceProfile, rows: fl
 
 
 def test_an_optimiser_step_takes_time_where_it_was_measured() -> None:
-    layers = (replace(LAYER, gradient_bytes=10**8),) * 3
-    found = costs(Profile({ENCODER: layers}, {}), JOB)
-    assert found.update_seconds(DEVICE, 0, 3) == 0.0
-    assert found.update_seconds(PACED, 1, 3) == pytest.approx(0.125 + 0.2)
-    slower = replace(PACED, paces=replace(PACED.paces, step_s=1.125))
-    assert found.cached_seconds(slower, 8) == pytest.approx(found.cached_seconds(PACED, 8) + 1.0)
+    assert update_s(DEVICE, 2e8) == 0.0
+    assert update_s(PACED, 2e8) == pytest.approx(0.125 + 0.2)
+
+
+def test_a_device_that_is_slowed_takes_as_many_times_as_long() -> None:
+    found = costs(replace(a_profile(STREAMS["two"]), head_flops=1e6), JOB)
+    slow = Slowness({"d": 3.0}).slowed(Cluster((PACED,))).devices[0]
+    assert found.seconds(slow, 2, 12, 4).both == pytest.approx(3 * found.seconds(PACED, 2, 12, 4).both)
+    assert found.side_seconds(slow, 4).both == pytest.approx(3 * found.side_seconds(PACED, 4).both)
+    assert update_s(slow, 1e8) == pytest.approx(3 * update_s(PACED, 1e8))

@@ -93,7 +93,7 @@ def test_a_devices_profile_predicts_what_was_measured() -> None:
     assert found.forward == pytest.approx(forward + written)
     assert found.backward == pytest.approx(backward)
     cached = 12 * PACES["cached"].seconds(side) + 12 * tokens * LAYER.tap_bytes / 4e8
-    cached += PACES["head forward"].seconds(tokens * 1e5) + PACES["head backward"].seconds(tokens * 1e5) + 1e-3
+    cached += PACES["head forward"].seconds(tokens * 1e5) + PACES["head backward"].seconds(tokens * 1e5)
     assert whole.cached_seconds(device, 4) == pytest.approx(cached)
 
 

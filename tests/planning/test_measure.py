@@ -22,7 +22,7 @@ from pac_core.planning.fit import fit_device
 from pac_core.planning.measure import Measured, Request, measure, measure_passes, store_rates
 from pac_core.planning.probe import Probe, Seconds
 from pac_core.planning.profile import analytic_profile
-from pac_core.planning.sample_model import sample_examples, sample_model, whole_info
+from pac_core.planning.sample_model import sample_examples, sample_model
 from pac_core.registry import Registry
 from pac_core.tasks import target_stream
 from pac_core.testing.tiny import tiny_model
@@ -46,10 +46,8 @@ def test_a_sample_has_few_layers_of_the_models_shapes(family: str) -> None:
     names = {"t5": {"num_layers": 5, "num_decoder_layers": 7}, "gpt2": {"n_layer": 6}}
     config = config_of(family, **names.get(family, {"num_hidden_layers": 6}), vocab_size=50000, eos_token_id=49999)
     model = sample_model(config, ADAPTER, task_of(family), torch.float32, Registry())
-    whole = whole_info(config, model.info)
-    assert [stream.layers for stream in model.info.streams] == [3] * len(whole.streams)
-    assert [stream.layers for stream in whole.streams] == ([5, 7] if family == "t5" else [6])
-    assert (model.info.hidden_size, model.info.vocab_size, whole.vocab_size) == (32, 8192, 50000)
+    assert {stream.layers for stream in model.info.streams} == {3}
+    assert (model.info.hidden_size, model.info.vocab_size) == (32, 8192)
     batch = sample_examples(model, 3, 8)
     loss = model.loss(batch, model.reader.read(batch))
     loss.backward()  # type: ignore[no-untyped-call]
@@ -81,6 +79,7 @@ def a_request(family: str, points: tuple[tuple[int, int], ...], seconds: float, 
     wide = {"hidden_size": 128, "intermediate_size": 512} if family in ("bert", "llama") else {}
     return Request(
         config=config_of(family, **wide),
+        layers={ENCODER: 12, DECODER: 12},
         dtype="float32",
         adapter=ADAPTER,
         task=TASKS[family],
@@ -117,8 +116,7 @@ def test_what_was_not_measured_is_predicted(family: str, tmp_path: Path) -> None
     layers = sum(sizes[stream] * truth[stream, name] for stream, name in truth if not name.startswith("head"))
     heads = sum(seconds for (_, name), seconds in truth.items() if name.startswith("head"))
     work, alone = costs(sample, Job(8, 8, 16.0, 16)), replace(device, disk_bytes_per_s=None, write_bytes_per_s=None)
-    cached = work.cached_seconds(alone, 8) - work.update_seconds(alone, 0, work.layers)
-    predicted = work.seconds(alone, 0, work.layers, 8).both + cached
+    predicted = work.seconds(alone, 0, work.layers, 8).both + work.cached_seconds(alone, 8)
     assert 0.25 < predicted / (layers + 2 * heads) < 4
 
 
@@ -164,8 +162,7 @@ def test_the_first_run_of_all_and_of_each_size_warms_up() -> None:
 def test_entries_of_the_whole_model_go_through_the_store(store: str, tmp_path: Path) -> None:
     request = a_request("bert", ((1, 16), (2, 16)), 1.0, store=store, cache_dtype="int8")
     model = sample_model(request.config, ADAPTER, request.trained, torch.float32, Registry())
-    info = replace(model.info, streams=(replace(model.info.streams[0], layers=40),))
-    write, read = store_rates(request, info, ENCODER, tmp_path, Registry())
+    write, read = store_rates(request, model.info, ENCODER, tmp_path, Registry())
     assert 1e4 < write < 1e12
     assert 1e4 < read < 1e12
     assert not list(tmp_path.iterdir())
@@ -197,7 +194,7 @@ def test_activations_that_a_layer_keeps_are_about_those_of_the_profile() -> None
     model = sample_model(config, ADAPTER, task_of("bert"), torch.float32, Registry())
     profile = analytic_profile(model.info, ADAPTER, ENCODER, head=False)
     with ActivationCache.open("memory", dtype="float32") as cache:
-        probe = Probe(model, lambda stream: 3, cache)
+        probe = Probe(model, {ENCODER: 3}, cache)
         batch = sample_examples(model, 4, 16)
         taps = model.reader.read(batch)[ENCODER]
         own = {p.untyped_storage().data_ptr() for p in model.parameters()}

@@ -36,8 +36,10 @@ def cluster(count: int, link: Link = NET, **more: Any) -> Cluster:
 
 EVEN = Pace(1e9)
 
-PACES = Paces((StreamPaces("one", EVEN, EVEN, EVEN, EVEN),), EVEN, EVEN, step_s=0.25, update_bytes_per_s=1e7)
-"""As the rates of `cluster`, and updates of weights."""
+PACES = Paces((StreamPaces("one", EVEN, EVEN, EVEN, EVEN),), EVEN, EVEN)
+"""As the rates of `cluster`."""
+
+UPDATES = {"step_s": 0.25, "update_bytes_per_s": 1e7}
 
 
 def job_of(plan: Plan, tokens: float = 30.0) -> Job:
@@ -195,7 +197,7 @@ def test_one_device_has_nothing_to_spread() -> None:
 
 
 def test_a_step_from_the_cache_reads_computes_sums_and_updates() -> None:
-    found = run(Work(600, 2), disk_bytes_per_s=1e6, paces=PACES)
+    found = run(Work(600, 2), disk_bytes_per_s=1e6, paces=PACES, **UPDATES)
     device = DeviceProfile("d", 1e9, 1, disk_bytes_per_s=1e6)
     own = costs(PROFILE, JOB).cached_seconds(device, 8)
     ring = all_reduce_s(cluster(3), ["d0", "d1", "d2"], 4 * MIB)
@@ -208,10 +210,10 @@ def test_a_step_from_the_cache_reads_computes_sums_and_updates() -> None:
 
 
 def test_a_mini_batch_ends_with_the_update_of_weights_where_it_was_measured() -> None:
-    plain, found = run(Work(24)), run(Work(24), paces=PACES)
+    plain, found = run(Work(24)), run(Work(24), paces=PACES, **UPDATES)
     assert found.step_s == pytest.approx(plain.step_s + 0.25 + 2 * MIB / 1e7)
     assert sum(span.kind == "update" for span in found.spans) == 3
-    ahead = run(Work(24, prefill=True), paces=PACES)
+    ahead = run(Work(24, prefill=True), paces=PACES, **UPDATES)
     assert ahead.step_s == pytest.approx(run(Work(24, prefill=True)).step_s)  # nothing is trained there
 
 
@@ -244,10 +246,12 @@ def test_a_slow_device_never_makes_a_run_faster(device: str, factor: float, pref
 def test_a_device_that_is_slow_all_the_time_takes_so_many_times_as_long(paces: Paces | None) -> None:
     work = Work(100, 3)
     slowness = Slowness({f"d{i}": 2.0 for i in range(3)})
-    plain = run(work, FREE, layer_s=1e-3, backward_flops=2e9, paces=paces)
-    slow = run(replace(work, slowness=slowness), FREE, layer_s=1e-3, backward_flops=2e9, paces=paces)
+    plain = run(work, FREE, layer_s=1e-3, backward_flops=2e9, paces=paces, **UPDATES)
+    slow = run(replace(work, slowness=slowness), FREE, layer_s=1e-3, backward_flops=2e9, paces=paces, **UPDATES)
     assert slow.seconds == pytest.approx(2 * plain.seconds)
-    one = run(replace(work, slowness=Slowness({"d1": 2.0})), FREE, layer_s=1e-3, backward_flops=2e9, paces=paces)
+    one = run(
+        replace(work, slowness=Slowness({"d1": 2.0})), FREE, layer_s=1e-3, backward_flops=2e9, paces=paces, **UPDATES
+    )
     assert plain.seconds < one.seconds < slow.seconds
 
 

@@ -13,7 +13,7 @@ from pac_core.planning.profile_file import FittedPass, Point, ProfileFile, read_
 from pac_core.testing.scheduler import LAYER
 
 PACE = Pace(3e9, 1e-4)
-PACES = Paces((StreamPaces(ENCODER, PACE, PACE, Pace(1e9), PACE),), PACE, PACE, 1e-3, 1e9)
+PACES = Paces((StreamPaces(ENCODER, PACE, PACE, Pace(1e9), PACE),), PACE, PACE)
 DEVICES = (
     DeviceProfile("one", 3e9, 1 << 30, disk_bytes_per_s=1e8, write_bytes_per_s=2e8, paces=PACES),
     DeviceProfile("two", 3e9, 1 << 30),

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,13 @@ def stages(*layers: dict[str, tuple[int, int]], groups: Sequence[Sequence[int]])
     names = iter(device_names(sum(map(len, groups))))
     made = tuple(StagePlan(held, tuple(next(names) for _ in rows), tuple(rows)) for held, rows in zip(layers, groups))
     return Plan(made, -(-8 // sum(groups[0])), "1f1b", "by hand")
+
+
+def turned(plan: Plan) -> Plan:
+    """The same over the devices in the reverse order: the leader, which is the first of them, runs the last stage."""
+    names = iter(device_names(plan.size)[::-1])
+    stages = tuple(replace(stage, devices=tuple(next(names) for _ in stage.rows)) for stage in plan.stages)
+    return replace(plan, stages=stages)
 
 
 PLANS = {
@@ -105,6 +113,25 @@ def test_stages_end_with_the_weights_of_one_device(
     assert [device["name"] for device in several.metrics["devices"]] == device_names(PLANS[family].size)
     drawn = "F0" in (several.output / "report.html").read_text()  # boxes of a mini-batch
     assert drawn == (fill == "train-while-fill")
+
+
+@pytest.mark.parametrize("fill", ["prefill", "train-while-fill"])
+@pytest.mark.parametrize("family", ["bert", "t5"])
+def test_the_leader_may_run_the_last_stage(
+    run: Any, in_stages: Any, weights: Any, texts: Any, answers: Any, write: Any, tmp_path: Path,
+    family: str, fill: str,
+) -> None:  # fmt: skip
+    """And groups may list their devices in any order."""
+    rows, held = (texts(25), texts(9, seed=1)) if family == "bert" else (answers(25), answers(9, seed=1))
+    given = {**EXACT, "family": family, "eval": write("eval.jsonl", held), "fill": fill}
+    one = run(rows, **given, output=tmp_path / "one", cache__dir=tmp_path / "cache-1")
+    plan = turned(PLANS[family])
+    several = in_stages(rows, plan, **given, cache__store="memory")
+    assert_same(several, one, weights)
+    names = device_names(plan.size)
+    assert plan.stages[-1].devices[-1] == names[0]
+    assert [device["name"] for device in several.metrics["devices"]] == names
+    assert Plan.from_json({k: v for k, v in several.metrics["plan"].items() if k != "backbone_dtype"}) == plan
 
 
 @pytest.mark.parametrize("store", ["disk", "memory"])

@@ -149,4 +149,4 @@ def test_what_is_sent_is_counted(pair: Any) -> None:
 
 def test_places_are_in_the_order_of_ranks() -> None:
     plan = {"stages": [{"devices": ["a", "b"]}, {"devices": ["c"]}]}
-    assert places(plan) == [("a", 0), ("b", 0), ("c", 1)]
+    assert places(plan, ["c", "a", "b"]) == [("c", 1), ("a", 0), ("b", 0)]

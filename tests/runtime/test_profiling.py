@@ -120,7 +120,9 @@ ANSWERED = Measured((), 1e-3, 1e9, 2e8, 4e8, 1 << 33, 1, 9.0).to_text()
 )
 def test_answers_that_cannot_be_are_named(header: dict[str, Any], named: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(profiling, "_measured", lambda *_: None)
-    request = Request(config={}, dtype="float32", adapter={}, task="regression", points=((1, 1),), seconds=1.0)
+    request = Request(
+        config={}, layers={}, dtype="float32", adapter={}, task="regression", points=((1, 1),), seconds=1.0
+    )
 
     def device(transport: Transport) -> None:
         if transport.rank == 0:

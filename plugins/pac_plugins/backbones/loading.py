@@ -74,12 +74,14 @@ def _wrap(source: BackboneSource, family: Family) -> Held:
         raise BadInput(f"the model in memory is {dtype}, not {source.dtype}; convert it first with model.to(dtype)")
     model.requires_grad_(False).eval()
     ranges = family.ranges(config)
-    names = list(family.needed(_names(base), config, ranges))
-    found = in_threads(lambda name: tensor_digest(base.get_parameter(name)), names)
-    digests = dict(zip(names, found))
-    fingerprint = combine(base, config, dtype, digests, family.config_keys)
     head = _live_head(model, base, family)
-    digests |= head_digests(head)
+    digests: dict[str, str] = {}
+    if source.fingerprint is None:
+        names = list(family.needed(_names(base), config, ranges))
+        found = in_threads(lambda name: tensor_digest(base.get_parameter(name)), names)
+        digests = dict(zip(names, found))
+    fingerprint = source.fingerprint or combine(base, config, dtype, digests, family.config_keys)
+    digests |= head_digests(head) if source.fingerprint is None else {}
     kept = {name: base.get_submodule(name) for name in family.kept}
     return Held(base, config, ranges, layers, kept, head, head is not None, dtype, fingerprint, digests, None)
 

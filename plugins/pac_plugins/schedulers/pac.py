@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from pac_core.contracts.cluster import Cluster, DeviceProfile, Job, Profile
 from pac_core.contracts.scheduler import Plan, Scheduler, StagePlan
 from pac_core.errors import BadInput
-from pac_core.planning.cost import Costs, Matrix, Seconds, all_reduce_s, between, costs, slice_of, transfer_s
+from pac_core.planning.cost import Costs, Seconds, all_reduce_s, costs, slice_of, transfer_s
 from pac_core.planning.memory import lack
+from pac_core.planning.terms import Matrix, between
 from pac_plugins.schedulers.parts import micro_batches, slices, split_rows
 
 FILLING = 4

@@ -18,7 +18,7 @@ EXACT = {"dtype": "float64", "cache__dtype": "float64", "adapter__dropout": 0.0,
 
 PLANS = {
     "bert": Plan((StagePlan({ENCODER: (0, 1)}, ("desk",), (4,)), StagePlan({ENCODER: (1, 3)}, ("kitchen",), (4,))), 2),
-    "llama": Plan((StagePlan({DECODER: (0, 2)}, ("desk",), (4,)), StagePlan({DECODER: (2, 3)}, ("kitchen",), (4,))), 2),
+    "llama": Plan((StagePlan({DECODER: (0, 2)}, ("kitchen",), (4,)), StagePlan({DECODER: (2, 3)}, ("desk",), (4,))), 2),
     "t5": Plan(
         (
             StagePlan({ENCODER: (0, 1)}, ("desk",), (4,)),
@@ -31,7 +31,7 @@ PLANS = {
 
 LAYERS = {
     "bert": {"kitchen": {"encoder-0001", "encoder-0002"}},
-    "llama": {"kitchen": {"decoder-0002"}},
+    "llama": {"kitchen": {"decoder-0000", "decoder-0001"}},
     "t5": {"kitchen": {"encoder-0001", "decoder-0000"}, "garage": {"decoder-0001", "decoder-0002"}},
 }
 
@@ -90,6 +90,34 @@ def test_workers_without_a_model_are_sent_their_slice(
     for name, worker in workers.items():
         layers = {file for file in sent(worker.folder) if "coder-0" in file}
         assert layers == LAYERS[family][name], name
+
+
+def test_a_run_goes_on_without_the_workers_that_its_plan_leaves_out(
+    home: Any, given: Any, run: Any, texts: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Garage, which nobody has started."""
+    home.worker("kitchen", "--once")
+    devices = [{"name": "garage"}, {"name": "kitchen", "card": "laptop"}, {"name": "desk", "card": "laptop"}]
+    links = [{"between": ["garage", "desk"], "mbit": 10}, {"between": ["desk", "kitchen"], "mbit": 100}]
+    found = run(texts(20), **EXACT, **given("bert", devices=devices, links=links, shared=True))
+    assert [device["name"] for device in found.metrics["devices"]] == ["desk", "kitchen"]
+    assert "the plan leaves out garage; the run goes on without" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("kitchen", r"plan\.json: the plan is for kitchen; 'desk' is not among them, but leads every run"),
+        ("desk", r"plan\.json: the plan is for this device, 'desk', alone; leave --plan and --devices out"),
+    ],
+)
+def test_a_plan_without_the_leader_or_workers_is_refused_before_anyone_is_waited_for(
+    home: Any, run: Any, texts: Any, tmp_path: Path, name: str, told: str
+) -> None:
+    plan = Plan((StagePlan({ENCODER: (0, 3)}, (name,), (4,)),), 2)
+    write_json(tmp_path / "plan.json", plan.to_json())
+    with pytest.raises(BadInput, match=told):
+        run(texts(20), devices=str(home.file("kitchen")), plan=tmp_path / "plan.json")
 
 
 def test_a_worker_too_small_for_its_slice_is_sent_nothing(home: Any, given: Any, run: Any) -> None:
