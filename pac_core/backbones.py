@@ -47,7 +47,9 @@ def describe(path: str, registry: Registry, dtype: torch.dtype = torch.float32) 
     """
     from transformers import AutoConfig, AutoModel
 
-    refuse_unservable(source_config(BackboneSource(path)), path)
+    told = source_config(BackboneSource(path))
+    refuse_unservable(told, path)
+    registry.get("backbones", told["model_type"])
     file = find_file(path, CONFIG)
     assert file is not None
     try:

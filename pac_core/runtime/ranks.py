@@ -11,7 +11,8 @@ from pac_core.errors import BadInput
 
 @dataclass(frozen=True)
 class RankedPlan(Plan):
-    """A plan whose devices are ranked as those of a run are: the leader, of rank 0, may run any of its stages.
+    """A plan whose devices are ranked as those of a run are: the leader, of rank 0, may run any of its stages. Planners
+    and the simulator know plans without ranks.
 
     Attributes:
         names: of its devices, by rank.
