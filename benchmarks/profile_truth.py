@@ -1,11 +1,16 @@
 """What a measured profile predicts of runs on this machine, beside what the runs take.
 
     python benchmarks/profile_truth.py --output truth.json
+    python benchmarks/profile_truth.py --clock cpu --output truth.json
 
-Random weights of BERT-base's shape (or fewer layers of it), texts of ``--tokens`` tokens, two processes. Devices are
-profiled before each run; the run's own plan is then simulated on that profile. Compared are seconds of an epoch: the
-first, in which the side network trains in the stages while the cache is filled, without its very beginning, and cached
-ones. The machine should do nothing else meanwhile.
+Random weights of BERT-base's shape (or fewer layers of it), texts of ``--tokens`` tokens, two processes of one thread.
+Devices are profiled before each run; the run's own plan is then simulated on that profile. Compared are seconds of an
+epoch: the first, in which the side network trains in the stages while the cache is filled, without its very beginning,
+and cached ones.
+
+``--clock wall`` compares what epochs take, and needs a machine that does nothing else. ``--clock cpu`` is for one that
+does: both sides count the processor time of one computing thread, which waits and interruptions are no part of. The
+profile is then measured in one process, and compared is the first device's own work.
 """
 
 from __future__ import annotations
@@ -16,15 +21,23 @@ import random
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import torch
+
 from pac_core.config import RunConfig
-from pac_core.contracts.cluster import Job
+from pac_core.contracts.cluster import Cluster, Job
 from pac_core.events import Event, StepDone
 from pac_core.finetune import FineTuner
+from pac_core.planning import measure, probe
 from pac_core.planning.make import load_plan
-from pac_core.planning.simulate import Work, simulate
+from pac_core.planning.profile_file import ProfileFile
+from pac_core.planning.simulate import Timeline, simulate
+from pac_core.planning.work import Work
 from pac_core.profiler import Profiler
 from pac_core.registry import Registry
 from pac_core.testing.tiny import SPECIAL, WORDS, tiny_tokenizer
@@ -35,19 +48,22 @@ WARM = 2
 
 
 class Stopwatch:
-    """When how many samples of the first epoch were done."""
+    """When how many samples of each epoch were done, by a clock of the thread that computes."""
 
-    def __init__(self) -> None:
-        self.marks: list[tuple[float, int]] = []
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.marks: dict[int, list[tuple[float, int]]] = {}
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, StepDone) and event.epoch == 1 and event.loss is not None:
-            self.marks.append((time.perf_counter(), event.done))
+        if isinstance(event, StepDone) and event.loss is not None:
+            self.marks.setdefault(event.epoch, []).append((self.clock(), event.done))
 
-    def epoch_s(self, samples: int) -> float:
-        """Seconds of all samples at the rate between the first mark and the last."""
-        (began, first), (ended, last) = self.marks[0], self.marks[-1]
-        return samples * (ended - began) / (last - first)
+    def epoch_s(self, epoch: int, samples: int) -> float:
+        """Seconds of all samples at the rate between an epoch's first mark and its last; if there is but one, since
+        that of the epoch before."""
+        marks = self.marks[epoch]
+        began, first = marks[0] if len(marks) > 1 and marks[0][1] < marks[-1][1] else (self.marks[epoch - 1][-1][0], 0)
+        return samples * (marks[-1][0] - began) / (marks[-1][1] - first)
 
 
 def main() -> None:
@@ -58,11 +74,13 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--seconds", type=float, default=12.0, help="that the passes may take in a profile")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument(
         "--plans", nargs="*", default=["pipeline/2", "pipeline/4", "data-parallel/16", "data-parallel/4", "pac/4"]
     )
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    torch.set_num_threads(1)
     found = []
     with tempfile.TemporaryDirectory(prefix="pac-truth-") as scratch:
         folder = Path(scratch)
@@ -114,23 +132,54 @@ def compare(folder: Path, scheduler: str, micro: int, options: argparse.Namespac
         "scheduler": scheduler,
         "cache": {"dir": str(place / "cache")},
     }
-    config, registry = RunConfig.build(tree), Registry()
-    profile = Profiler(config, options.seconds, registry).run()
-    watch = Stopwatch()
-    metrics = FineTuner(config, registry=registry, observers=[watch]).run().metrics
+    config = RunConfig.build(tree)
+    watch = Stopwatch(time.perf_counter if options.clock == "wall" else time.thread_time)
+    profile = profiled(config, options)
+    metrics = FineTuner(config, observers=[watch]).run().metrics
     plan = load_plan(place / "out" / "plan.json")
     tokens = metrics["epochs"][0]["tokens"] / metrics["epochs"][0]["samples"]
-    job = Job(options.batch_size, micro, tokens, round(tokens))
-    timeline = simulate(plan, profile.profile, profile.cluster, job, Work(options.rows, EPOCHS))
-    predicted = {phase.name: phase.seconds for phase in timeline.phases}
-    cached = statistics.median(epoch["seconds"] for epoch in metrics["epochs"][WARM:])
+    devices = [name for stage in plan.stages for name in stage.devices]
+    if options.clock == "cpu":  # all devices are alike
+        (one,) = profile.cluster.devices
+        profile = replace(profile, cluster=Cluster(tuple(replace(one, name=name) for name in devices)))
+    assert profile.job is not None
+    job = Job(options.batch_size, micro, tokens, round(tokens), profile.job.dtype)
+    work = Work(options.rows, EPOCHS, entries="bfloat16", overlaps=True)
+    timeline = simulate(plan, profile.profile, profile.cluster, job, work)
+    fill, cached = predicted(timeline, options, devices[0])
+    real = [watch.epoch_s(epoch, options.rows) for epoch in range(1, EPOCHS + 1)]
     errors = [fit.median_error for fits in profile.fits.values() for fit in fits]
     return {
         "stages": [[list(stage.layers.values()), list(stage.rows)] for stage in plan.stages],
-        "fill": {"predicted": predicted["fill"], "real": watch.epoch_s(options.rows)},
-        "cached": {"predicted": predicted["cached"] / (EPOCHS - 1), "real": cached},
+        "fill": {"predicted": fill, "real": real[0]},
+        "cached": {"predicted": cached, "real": statistics.median(real[WARM:])},
         "fit_errors": {"median": statistics.median(errors), "largest": max(errors)},
     }
+
+
+def profiled(config: RunConfig, options: argparse.Namespace) -> ProfileFile:
+    """The devices' profile, by the clock that is compared with."""
+    if options.clock == "wall":
+        return Profiler(config, options.seconds, Registry()).run()
+    clocks = probe.time, measure.time
+    probe.time = SimpleNamespace(perf_counter=time.thread_time)
+    try:
+        return Profiler(config.model_copy(update={"devices": "1"}), options.seconds, Registry()).run()
+    finally:
+        probe.time, measure.time = clocks
+
+
+def predicted(timeline: Timeline, options: argparse.Namespace, first: str) -> tuple[float, float]:
+    """Seconds of the first epoch, and of a cached one; by the clock ``cpu`` those that the first device works."""
+    if options.clock == "wall":
+        phases = {phase.name: phase.seconds for phase in timeline.phases}
+        return phases["fill"], phases["cached"] / (EPOCHS - 1)
+    steps = options.rows / options.batch_size
+    busy = [
+        sum(span.end_s - span.start_s for span in spans if span.device == first and span.kind != "reduce")
+        for spans in (timeline.spans, timeline.cached_spans)
+    ]
+    return steps * busy[0], steps * busy[1]
 
 
 if __name__ == "__main__":
