@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pac_core.planning.icpp24 import beyond as module
 from pac_core.planning.icpp24.beyond import DEVICES, HETERO, PADDED, PUBLISHED, REAL_TOKENS, WAYS, Beyond, beyond
 from pac_core.planning.icpp24.calibrate import START, predicted_hours
 from pac_core.planning.icpp24.facts import Facts
@@ -20,9 +21,16 @@ SETTING = replace(
 """Near what is calibrated, which takes a second."""
 
 
+class Without(Registry):
+    """Without the planner that takes a second for a plan."""
+
+    def names(self, kind: str) -> list[str]:
+        return [name for name in super().names(kind) if name != HETERO]
+
+
 @cache
 def found() -> Beyond:
-    return beyond(SETTING, Facts.load(), Registry())
+    return beyond(SETTING, Facts.load(), Without())
 
 
 def hours(devices: int, way: str) -> list[float]:
@@ -51,9 +59,15 @@ def test_all_together_are_twice_as_fast_and_would_not_be_with_padding(devices: i
 
 
 def test_a_planner_that_is_not_there_has_no_row_of_its_own() -> None:
-    there = HETERO in Registry().names("schedulers")
-    assert (HETERO in found().hours[4]) == there
-    assert set(WAYS) - set(found().hours[4]) == (set() if there else {HETERO})
+    assert set(WAYS) - set(found().hours[4]) == {HETERO}
+
+
+@pytest.mark.skipif(HETERO not in Registry().names("schedulers"), reason="pac-hetero is not installed")
+def test_a_better_planner_is_not_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SHAPES", {"t5-large": SHAPES["t5-large"]})
+    monkeypatch.setattr(module, "DEVICES", (4,))
+    with_it = beyond(SETTING, Facts.load(), Registry()).hours[4]
+    assert (with_it[HETERO]["t5-large"] or 9.0) <= hours(4, PUBLISHED)[2]
 
 
 def test_it_is_plain_data_with_ratios() -> None:
