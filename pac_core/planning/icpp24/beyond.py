@@ -141,7 +141,7 @@ def _hours(model: str, way: Way, setting: Setting, devices: int, facts: Facts, r
     except BadInput:
         return None
     work = replace(way.work, samples=facts.samples(DATASET), epochs=facts.epochs(DATASET))
-    return simulate(found, made, cluster, replace(job, micro_batch_size=found.micro_batch_size), work).seconds / 3600
+    return simulate(found, made, cluster, job, work).seconds / 3600
 
 
 def _plan(made: Profile, job: Job, way: Way, setting: Setting, devices: int, registry: Registry) -> Plan:
