@@ -175,11 +175,11 @@ class _Play:
         self._push(end, rank, action, arrival=False)
 
     def _seconds(self, rank: int, action: Action) -> float:
-        device = self.devices[rank]
-        rows = self._rows(device.stage, device.place, action.micro)
-        if (rank, rows) not in self.durations:
-            self.durations[rank, rows] = self.costs.seconds(device.profile, *self.slices[device.stage], rows)
-        found = self.durations[rank, rows]
+        device, key = self.devices[rank], (rank, self.sizes[action.micro])
+        if key not in self.durations:
+            rows = self._rows(device.stage, device.place, action.micro)
+            self.durations[key] = self.costs.seconds(device.profile, *self.slices[device.stage], rows)
+        found = self.durations[key]
         taken = found.forward if action.kind == "forward" else found.backward
         return taken * self.slowdowns[rank][device.next] if self.slowdowns else taken
 
@@ -223,30 +223,29 @@ class _Play:
         heapq.heappush(self.events, (time, order, rank, action, arrival))
 
     def _reduced(self) -> Played:
-        """Each group sums its gradients once its last device is done, then changes its weights; all sum their loss."""
+        """Each group sums its gradients once its last device is done, then all devices their loss; all update."""
         sent, end = 0.0, 0.0
         done: dict[str, float] = {}
         for span in self.spans:
             done[span.device] = max(done.get(span.device, 0.0), span.end_s)
-        for ranks, (first, last) in zip(self.ranks, self.slices):
-            group = [self.devices[rank] for rank in ranks]
-            names = [device.name for device in group]
-            ready = max(done.get(name, 0.0) for name in names)
+        for stage, (first, last) in zip(self.plan.stages, self.slices):
+            ready = max(done.get(name, 0.0) for name in stage.devices)
             size = slice_of(self.costs.gradient_bytes, first, last)
-            taken = all_reduce_s(self.cluster, names, size)
+            taken = all_reduce_s(self.cluster, stage.devices, size)
             if taken:
-                self.spans += [Span(name, "reduce", None, ready, ready + taken) for name in names]
-                sent += 2 * (len(group) - 1) * size
-            end = max(end, self._updated(group, size, ready + taken))
-        everyone = [device.name for device in self.devices]
-        told = all_reduce_s(self.cluster, everyone, TOLD)
-        return Played(end + told, tuple(self.spans), tuple(self.transfers), sent)
+                self.spans += [Span(name, "reduce", None, ready, ready + taken) for name in stage.devices]
+                sent += 2 * (len(stage.devices) - 1) * size
+            end = max(end, ready + taken)
+        told = end + all_reduce_s(self.cluster, [device.name for device in self.devices], TOLD)
+        return Played(self._updated(told), tuple(self.spans), tuple(self.transfers), sent)
 
-    def _updated(self, group: Sequence[_Device], size: float, begin: float) -> float:
-        """When the last device of a group has changed its weights."""
+    def _updated(self, begin: float) -> float:
+        """When all devices that have trained have updated their weights."""
         end = begin
-        for device in group:
-            taken = update_s(device.profile, size)
+        for device in self.devices:
+            if not device.actions or device.actions[-1].kind == "forward":
+                continue
+            taken = update_s(device.profile, slice_of(self.costs.gradient_bytes, *self.slices[device.stage]))
             if taken:
                 self.spans.append(Span(device.name, "update", None, begin, begin + taken))
                 end = max(end, begin + taken)

@@ -114,7 +114,11 @@ class Run:
     @cached_property
     def pass_costs(self) -> Costs:
         """Of the first pass over the samples."""
-        return backbone_alone(self.found) if self.work.prefill else self.found
+        if self.work.prefill:
+            return backbone_alone(self.found)
+        if not self.work.caches:  # then nothing is written either
+            return replace(self.found, cached_bytes=(0.0,) * len(self.found.cached_bytes))
+        return self.found
 
     def played(self, rows: int, number: int = 0) -> Played:
         """A mini-batch of the first pass, the ``number``-th of its kind."""
@@ -212,9 +216,9 @@ class Cached:
         self.run = run
         self.count = -(-run.work.samples // run.job.batch_size)
         self.rows = run.work.samples / self.count / run.plan.size
-        size = run.found.gradient_bytes[-1]
-        self._reduce_s = all_reduce_s(run.cluster, run.names, size)
-        self._updates = np.array([update_s(device, size) for device in run.devices])
+        found = run.found
+        self._reduce_s = all_reduce_s(run.cluster, run.names, found.gradient_bytes[-1])
+        self._updates = np.array([update_s(device, found.gradient_bytes[-1]) for device in run.devices])
         self._reads = np.array([disk_s(d, self.rows * run.found.cached_bytes[-1]) for d in run.devices])
         self._computes = np.array([self._side_seconds(device).both for device in run.devices])
 

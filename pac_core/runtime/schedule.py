@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pac_core.contracts.scheduler import Plan, ScheduleName
 
 
-@dataclass(frozen=True)
-class Action:
+class Action(NamedTuple):
     """Run micro-batch ``micro`` forward or backward through a stage."""
 
     kind: Literal["forward", "backward"]

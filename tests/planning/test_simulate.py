@@ -133,6 +133,40 @@ def test_memory_peaks_where_the_schedule_says_and_falls_back_to_the_weights(plan
             assert found[name].steps[-1][1] == found[name].held == found[name].steps[0][1]
 
 
+@given(plans(), st.booleans(), st.integers(20, 90))
+@settings(deadline=None)
+def test_memory_is_never_negative_and_lacks_where_the_peak_is_above_the_budget(
+    plan: Plan, prefill: bool, budget_mib: int
+) -> None:
+    job = replace(JOB, batch_size=plan.micro_batches * plan.micro_batch_size)
+    cluster = cluster_of(plan)
+    devices = tuple(replace(device, memory_bytes=budget_mib * MIB) for device in cluster.devices)
+    found = simulate(plan, six_layers(), replace(cluster, devices=devices), job, Work(50, 2, prefill=prefill))
+    for memory in found.memory:
+        levels = [level for _, level in memory.steps]
+        assert min(levels) >= memory.held > 0
+        assert [time for time, _ in memory.steps] == sorted(time for time, _ in memory.steps)
+        assert memory.peak == max(*levels, memory.cached)
+        assert memory.missing == max(memory.peak - budget_mib * MIB, 0)
+        assert (memory in found.out_of_memory) == (memory.peak > memory.budget)
+
+
+@given(plans(), st.booleans(), st.integers(1, 3), st.integers(1, 4))
+@settings(deadline=None)
+def test_the_bytes_of_the_first_pass_are_those_of_its_messages(
+    plan: Plan, caches: bool, batches: int, epochs: int
+) -> None:
+    profile = Profile({"encoder": (replace(LAYER, gradient_bytes=1000),) * 6}, {})
+    job = replace(JOB, batch_size=plan.micro_batches * plan.micro_batch_size)
+    work = Work(batches * job.batch_size, epochs, caches=caches)
+    found = simulate(plan, profile, cluster_of(plan), job, work)
+    layers = [places(profile, stage)[1] - places(profile, stage)[0] for stage in plan.stages]
+    ring = sum(2 * (len(stage.devices) - 1) * 1000 * count for stage, count in zip(plan.stages, layers))
+    sent = sum(message.size for message in found.transfers) + ring
+    assert found.phases[0].bytes_sent == pytest.approx((1 if caches else epochs) * batches * sent)
+    assert found.bytes_sent == sum(phase.bytes_sent for phase in found.phases)
+
+
 def test_a_group_sums_its_gradients_once_a_mini_batch() -> None:
     layers = (replace(LAYER, gradient_bytes=MIB),) * 2
     profile, cluster = Profile({"one": layers}, {}), a_cluster(1.0, 1.0, 1.0)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from pac_core.contracts.cluster import Job, LayerProfile, Profile
 from pac_core.contracts.scheduler import Plan
 from pac_core.errors import BadInput
 from pac_core.planning.icpp24.facts import Facts
-from pac_core.planning.icpp24.models import SHAPES, TOKENS, profile
+from pac_core.planning.icpp24.models import SHAPES, TOKENS, job, profile
 from pac_core.planning.icpp24.runs import Setting, cut, grouping
 from pac_core.planning.make import plan
 from pac_core.planning.simulate import Work, simulate
@@ -115,45 +116,56 @@ class Beyond:
 
 
 def beyond(setting: Setting, facts: Facts, registry: Registry) -> Beyond:
-    """All ways; those of a scheduler that is not installed are planned as published."""
+    """All ways; those of a scheduler that is not installed are planned as published. Plans are those for 128 tokens."""
     there = registry.names("schedulers")
     ways = {
         name: way if way.scheduler in there else replace(way, scheduler="pac")
         for name, way in WAYS.items()
         if way.scheduler in there or name != HETERO
     }
-    hours = {
-        devices: {
-            name: {model: _hours(model, way, setting, devices, facts, registry) for model in SHAPES}
-            for name, way in ways.items()
-        }
-        for devices in DEVICES
-    }
-    return Beyond({model: facts.hours(f"{model}/pac/{DATASET}") for model in SHAPES}, hours)
+
+    @cache
+    def planned(model: str, devices: int, scheduler: str, quantised: bool) -> Plan | None:
+        try:
+            return _plan(_profile(model, quantised), scheduler, setting, devices, registry)
+        except BadInput:
+            return None
+
+    def hours(model: str, devices: int, way: Way) -> float | None:
+        found = planned(model, devices, way.scheduler, way.quantised)
+        return None if found is None else _hours(found, model, way, setting, facts)
+
+    return Beyond(
+        {model: facts.hours(f"{model}/pac/{DATASET}") for model in SHAPES},
+        {
+            devices: {name: {model: hours(model, devices, way) for model in SHAPES} for name, way in ways.items()}
+            for devices in DEVICES
+        },
+    )
 
 
-def _hours(model: str, way: Way, setting: Setting, devices: int, facts: Facts, registry: Registry) -> float | None:
-    made = _quantised(profile(model, "pac")) if way.quantised else profile(model, "pac")
-    cluster, tokens = setting.cluster(devices), REAL_TOKENS if way.ragged else TOKENS
-    job = Job(setting.batch * devices, None, tokens, TOKENS)
-    try:
-        found = _plan(made, job, way, setting, devices, registry)
-    except BadInput:
-        return None
-    work = replace(way.work, samples=facts.samples(DATASET), epochs=facts.epochs(DATASET))
-    return simulate(found, made, cluster, job, work).seconds / 3600
-
-
-def _plan(made: Profile, job: Job, way: Way, setting: Setting, devices: int, registry: Registry) -> Plan:
-    cluster = setting.cluster(devices)
-    if way.scheduler != "pac":
-        return plan(made, cluster, job, way.scheduler, registry)
+def _plan(made: Profile, scheduler: str, setting: Setting, devices: int, registry: Registry) -> Plan:
+    cluster, work = setting.cluster(devices), job(setting.batch * devices, None)
+    if scheduler != "pac":
+        return plan(made, cluster, work, scheduler, registry)
     groups = grouping(made, setting, devices, registry)
-    return cut(made, cluster, replace(job, micro_batch_size=setting.rows * max(groups)), groups)
+    return cut(made, cluster, replace(work, micro_batch_size=setting.rows * max(groups)), groups)
 
 
-def _quantised(made: Profile) -> Profile:
+def _hours(found: Plan, model: str, way: Way, setting: Setting, facts: Facts) -> float:
+    tokens = REAL_TOKENS if way.ragged else TOKENS
+    own = Job(setting.batch * found.size, None, tokens, TOKENS)
+    work = replace(way.work, samples=facts.samples(DATASET), epochs=facts.epochs(DATASET))
+    cluster = setting.cluster(found.size)
+    return simulate(found, _profile(model, way.quantised), cluster, own, work).seconds / 3600
+
+
+def _profile(model: str, quantised: bool) -> Profile:
+    made = profile(model, "pac")
+
     def layer(given: LayerProfile) -> LayerProfile:
         return replace(given, weight_bytes=round(QUANTISED * given.weight_bytes))
 
+    if not quantised:
+        return made
     return replace(made, layers={stream: tuple(map(layer, layers)) for stream, layers in made.layers.items()})
