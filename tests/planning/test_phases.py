@@ -17,7 +17,7 @@ from pac_core.planning.phases import Cached, Run, backbone_alone
 from pac_core.planning.simulate import Timeline, Work, simulate
 from pac_core.planning.slowness import Slowness
 from pac_core.runtime.passes import PASS_TOKENS, PASSES
-from pac_core.testing.scheduler import JOB, LAYER, MIB
+from pac_core.testing.scheduler import JOB, LAYER, MIB, STREAMS, a_profile
 
 FREE = Link(1e30, 0.0)
 
@@ -306,7 +306,7 @@ def test_a_step_from_the_cache_takes_a_devices_share_a_micro_batch_at_a_time() -
     """What each pass takes at least counts for every micro-batch."""
     profile, work = a_profile(STREAMS["one"]), Work(16, 2)
     device = DeviceProfile("d0", 1e9, 1 << 40, layer_s=0.01)
-    plan = Plan((StagePlan({ENCODER: (0, 12)}, ("d0",), (16,)),), 1)
+    plan = Plan((StagePlan({"encoder": (0, 12)}, ("d0",), (16,)),), 1)
     found = costs(profile, JOB)
 
     def cached(micro: int | None) -> float:
