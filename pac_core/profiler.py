@@ -119,6 +119,7 @@ class Profiler:
         small = sample_model(given, config.adapter, ANY_TASK, torch.float32, self.registry).info
         longest = min(config.max_length or TOKENS[-1], small.max_tokens or MOST_TOKENS)
         task = _task(config, small)
+        target_stream(small, Task(task))  # or say that the model cannot do it, before anyone is asked
         dtype = _dtype(config, task)
         request = Request(
             config=given,

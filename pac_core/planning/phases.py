@@ -12,7 +12,7 @@ import numpy as np
 
 from pac_core.contracts.cluster import Cluster, DeviceProfile, Job
 from pac_core.contracts.scheduler import Plan
-from pac_core.planning.cost import FORWARD, Costs, Crossing, all_reduce_s, disk_s, slice_of, update_s
+from pac_core.planning.cost import FORWARD, Costs, Crossing, Seconds, all_reduce_s, disk_s, slice_of, update_s
 from pac_core.planning.entries import Matrix, spread_of
 from pac_core.planning.events import Played, forward_only, play
 from pac_core.planning.slowness import Slowness
@@ -220,7 +220,16 @@ class Cached:
         self._reduce_s = all_reduce_s(run.cluster, run.names, found.gradient_bytes[-1])
         self._updates = np.array([update_s(device, found.gradient_bytes[-1]) for device in run.devices])
         self._reads = np.array([disk_s(d, self.rows * run.found.cached_bytes[-1]) for d in run.devices])
-        self._computes = np.array([run.found.side_seconds(device, self.rows).both for device in run.devices])
+        self._computes = np.array([self._side_seconds(device).both for device in run.devices])
+
+    def _side_seconds(self, device: DeviceProfile) -> Seconds:
+        """Both passes over a device's share, a micro-batch at a time."""
+        size = min(self.run.job.micro_batch_size or self.rows, self.rows)
+        count, rest = divmod(self.rows, size)
+        whole, last = self.run.found.side_seconds(device, size), self.run.found.side_seconds(device, rest)
+        if rest == 0:
+            return Seconds(count * whole.forward, count * whole.backward)
+        return Seconds(count * whole.forward + last.forward, count * whole.backward + last.backward)
 
     @property
     def step_s(self) -> float:
@@ -273,7 +282,7 @@ class Cached:
         """A step on a clock of its own: reading counts as waiting."""
         ready = float((self._reads + self._computes).max())
         for device, read in zip(self.run.devices, self._reads.tolist()):
-            taken = self.run.found.side_seconds(device, self.rows)
+            taken = self._side_seconds(device)
             if read:
                 yield Span(device.name, "wait", None, 0.0, read)
             yield Span(device.name, "forward", None, read, read + taken.forward)

@@ -17,7 +17,7 @@ from pac_core.cli import app
 
 COMMANDS = [
     *("demo", "finetune", "evaluate", "predict", "chat", "plugins", "cache"),
-    *("keys", "worker", "devices", "plan", "simulate"),
+    *("keys", "worker", "devices", "profile", "plan", "simulate"),
 ]
 CACHE_COMMANDS = ["list", "stat", "verify", "prune", "clear"]
 KEYS_COMMANDS = ["new", "allow", "list"]

@@ -17,7 +17,7 @@ from pac_core.planning.phases import Cached, Run, backbone_alone
 from pac_core.planning.simulate import Timeline, Work, simulate
 from pac_core.planning.slowness import Slowness
 from pac_core.runtime.passes import PASS_TOKENS, PASSES
-from pac_core.testing.scheduler import JOB, LAYER, MIB
+from pac_core.testing.scheduler import JOB, LAYER, MIB, STREAMS, a_profile
 
 FREE = Link(1e30, 0.0)
 
@@ -300,3 +300,18 @@ def test_work_as_a_run_does_it_is_that_of_the_runs_own_defaults() -> None:
     assert CacheConfig().dtype == found.entries
     assert RunConfig.model_fields["fill"].default == "auto"  # which is a prefill
     assert Work.of_run(100, 3, "train-while-fill").prefill is False
+
+
+def test_a_step_from_the_cache_takes_a_devices_share_a_micro_batch_at_a_time() -> None:
+    """What each pass takes at least counts for every micro-batch."""
+    profile, work = a_profile(STREAMS["one"]), Work(16, 2)
+    device = DeviceProfile("d0", 1e9, 1 << 40, layer_s=0.01)
+    plan = Plan((StagePlan({"encoder": (0, 12)}, ("d0",), (16,)),), 1)
+    found = costs(profile, JOB)
+
+    def cached(micro: int | None) -> float:
+        job = replace(JOB, batch_size=16, micro_batch_size=micro)
+        return simulate(plan, profile, Cluster((device,)), job, work).cached_step_s
+
+    assert cached(None) == cached(16) == pytest.approx(found.side_seconds(device, 16).both)
+    assert cached(6) == pytest.approx(2 * found.side_seconds(device, 6).both + found.side_seconds(device, 4).both)

@@ -154,7 +154,7 @@ def _plan(made: Profile, scheduler: str, setting: Setting, devices: int, registr
 
 def _hours(found: Plan, model: str, way: Way, setting: Setting, facts: Facts) -> float:
     tokens = REAL_TOKENS if way.ragged else TOKENS
-    own = Job(setting.batch * found.size, found.micro_batch_size, tokens, TOKENS)
+    own = Job(setting.batch * found.size, None, tokens, TOKENS)
     work = replace(way.work, samples=facts.samples(DATASET), epochs=facts.epochs(DATASET))
     cluster = setting.cluster(found.size)
     return simulate(found, _profile(model, way.quantised), cluster, own, work).seconds / 3600

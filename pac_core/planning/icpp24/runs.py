@@ -102,7 +102,7 @@ class Run:
             return plan(self.profile, cluster, self.job(setting.rows), "pipeline", registry)
         return plan(self.profile, cluster, self.job(setting.rows * self.devices), "data-parallel", registry)
 
-    def job(self, micro_batch: int) -> Job:
+    def job(self, micro_batch: int | None) -> Job:
         """The work of a mini-batch."""
         return job(self.batch * self.devices, micro_batch)
 
@@ -116,7 +116,7 @@ def of_row(model: str, row: str, setting: Setting) -> Run:
 def timeline(
     run: Run, setting: Setting, registry: Registry, samples: int, epochs: int = 1, *, caches: bool = True
 ) -> Timeline | None:
-    """What a run would take; None if it does not fit.
+    """What a run would take; None if it does not fit. Steps from the cache take a device's share at once: assumed.
 
     Args:
         caches: whether PAC trains later epochs from the cache.
@@ -127,7 +127,7 @@ def timeline(
         return None
     work = Work(samples, epochs, caches=caches and run.system == "pac")
     cluster = setting.cluster(run.devices)
-    return simulate(found, run.profile, cluster, run.job(found.micro_batch_size), work)
+    return simulate(found, run.profile, cluster, run.job(None), work)
 
 
 def grouping(model: Profile, setting: Setting, devices: int, registry: Registry) -> tuple[int, ...]:
