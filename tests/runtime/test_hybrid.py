@@ -111,7 +111,7 @@ def test_stages_end_with_the_weights_of_one_device(
     assert [line for line in exchange.waiting() if "status" not in line] == []  # statuses may be on their way
     assert Plan.from_json({k: v for k, v in several.metrics["plan"].items() if k != "backbone_dtype"}) == PLANS[family]
     assert [device["name"] for device in several.metrics["devices"]] == device_names(PLANS[family].size)
-    drawn = "F0" in (several.output / "report.html").read_text()  # boxes of a mini-batch
+    drawn = ": forward 0, " in (several.output / "report.html").read_text()  # boxes, however narrow
     assert drawn == (fill == "train-while-fill")
 
 
