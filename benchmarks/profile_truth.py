@@ -10,7 +10,8 @@ and cached ones.
 
 ``--clock wall`` compares what epochs take, and needs a machine that does nothing else. ``--clock cpu`` is for one that
 does: both sides count the processor time of one computing thread, which waits and interruptions are no part of. The
-profile is then measured in one process, and compared is the first device's own work.
+profile is then measured in one process, and compared is the first device's own work. What two processes take from each
+other, as where they share a core's units or memory, is missing from such a profile.
 """
 
 from __future__ import annotations
