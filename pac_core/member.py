@@ -52,11 +52,12 @@ def take_part(assignment: Assignment) -> None:
         KeyboardInterrupt: the run was stopped.
     """
     config, registry = RunConfig.build(assignment.config), Registry(blocked=assignment.blocked)
-    warm_up(config, registry)
+    tuner = FineTuner(config, registry=registry)
+    warm_up(config, tuner.registry)
     sys.stdout.buffer.write(READY)
     sys.stdout.buffer.flush()
     with connect(assignment, registry) as transport:
-        FineTuner(config, registry=registry).take_part(transport)
+        tuner.take_part(transport)
 
 
 def _end_with_starter(assignment: Assignment) -> None:

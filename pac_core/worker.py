@@ -52,6 +52,7 @@ class WorkerOptions:
         cache_dir: folder for the cache, in the place of the leader's.
         once: end after one job.
         blocked: plugins to leave out.
+        emulate: card of the device that it stands for; None computes.
     """
 
     keys: Path
@@ -61,6 +62,7 @@ class WorkerOptions:
     cache_dir: Path | None = None
     once: bool = False
     blocked: tuple[str, ...] = ()
+    emulate: str | None = None
 
     @property
     def disk(self) -> Path:
@@ -215,6 +217,7 @@ class Worker:
 
     def _assignment(self, job: Job) -> Assignment:
         options, config = self._options, dict(job.config)
+        config["emulate"] = options.emulate
         cache = config.get("cache", {})
         if options.cache_dir is not None and isinstance(cache, dict):
             config["cache"] = {**cache, "dir": str(options.cache_dir)}

@@ -21,6 +21,7 @@ from pac_core.control import End, Job, PeerAddress, readable
 from pac_core.errors import RESUME, BadInput, RunFailed, TransportError
 from pac_core.facts import DeviceFacts, facts_here
 from pac_core.launch import Launch
+from pac_core.planning.cards import card
 from pac_core.planning.make import FAR
 from pac_core.registry import Registry
 from pac_core.runtime.assignment import Assignment, connect
@@ -101,12 +102,9 @@ class ClusterCrew:
         """All devices by rank, this one too; once entered."""
         assert self._own is not None
         own = facts_here(self._leader, Path.home(), self._own.threads)
+        own = own.model_copy(update={"emulates": self.config.emulate or ""})
         found = {self._leader: own, **self.facts}
-        profiles = [
-            planned.DeviceProfile(name, facts.gflops * 1e9, facts.memory_free_bytes or facts.memory_bytes)
-            for name, facts in found.items()
-        ]
-        return planned.Cluster(tuple(profiles), default=FAR)
+        return planned.Cluster(tuple(profile_of(name, facts) for name, facts in found.items()), default=FAR)
 
     def __enter__(self) -> ClusterCrew:
         gathering = Gathering(self.cluster, self.registry)
@@ -116,6 +114,7 @@ class ClusterCrew:
             offers = gathering.call(self._job)
             facts = gathering.facts()
             self.facts = {name: facts[name] for name in gathering.workers}
+            self._check_emulated()
             self._start(gathering, offers)
         except BaseException:
             for name in gathering.workers:
@@ -163,6 +162,20 @@ class ClusterCrew:
         names = {f"device {rank}": f"device '{name}'" for rank, name in enumerate([self._leader, *self.facts])}
         return re.sub(r"\bdevice \d+\b", lambda found: names.get(found[0], found[0]), text)
 
+    def _check_emulated(self) -> None:
+        """Make sure that all devices compute, or all emulate."""
+        for name, facts in self.facts.items():
+            if facts.emulates and self.config.emulate is None:
+                raise BadInput(
+                    f"device '{name}' emulates {readable(facts.emulates)}, and this one would compute: give --emulate "
+                    "CARD here too, or start the worker without it"
+                )
+            if self.config.emulate is not None and not facts.emulates:
+                raise BadInput(
+                    f"device '{name}' computes, and this one emulates {self.config.emulate}: start its worker with "
+                    "--emulate CARD, or leave --emulate out here"
+                )
+
     def _start(self, gathering: Gathering, offers: dict[str, str]) -> None:
         """Send each worker its job."""
         self._leader = gathering.name
@@ -194,6 +207,13 @@ class ClusterCrew:
             threads=leader.threads or self._threads,
             blocked=blocked,
         )
+
+
+def profile_of(name: str, facts: DeviceFacts) -> planned.DeviceProfile:
+    """What planning goes by: what the device has measured, or the card that it emulates."""
+    if facts.emulates:
+        return card(facts.emulates).device(name)
+    return planned.DeviceProfile(name, facts.gflops * 1e9, facts.memory_free_bytes or facts.memory_bytes)
 
 
 def _reason(error: BaseException) -> str:
