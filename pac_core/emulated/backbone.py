@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pac_core.contracts.backbone import Backbone, Boundary, LayerWeights, Weight
-from pac_core.emulated.pace import Pace
+from pac_core.emulated.waits import Waits
 
 PREFIX = "emulated-"
 """Begins the fingerprint of an emulated backbone, so that no cache takes its entries for real ones."""
@@ -21,14 +21,14 @@ class EmulatedBackbone(Backbone):
 
     Args:
         described: the real backbone, which holds nothing.
-        pace: what its layers take.
+        waits: for its layers.
     """
 
-    def __init__(self, described: Backbone, pace: Pace) -> None:
+    def __init__(self, described: Backbone, waits: Waits) -> None:
         self.info = replace(described.info, fingerprint=PREFIX + described.info.fingerprint)
         self.config = described.config
         self.digests: Mapping[str, str] = {}
-        self.pace = pace
+        self.waits = waits
         self._described = described
         self._released = False
 
@@ -54,7 +54,7 @@ class EmulatedBackbone(Backbone):
         lengths: list[int] = boundary["mask"].sum(1).tolist()
         sources: list[int] = boundary["encoder_mask"].sum(1).tolist() if "encoder_mask" in boundary else []
         for layer in range(first, last):
-            self.pace.backbone(stream, layer, lengths, sources)
+            self.waits.backbone(stream, layer, lengths, sources)
             yield boundary
 
     def head(self, hidden: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pac_core.contracts.cluster import Cluster, Job, Profile
 from pac_core.contracts.scheduler import Plan, StagePlan
 from pac_core.emulated.backbone import EmulatedBackbone
 from pac_core.emulated.clock import Clock
-from pac_core.emulated.pace import Pace
+from pac_core.emulated.waits import Waits
 from pac_core.emulated.side import EmulatedSide
 from pac_core.errors import BadInput
 from pac_core.planning.cards import card
@@ -48,14 +48,14 @@ def emulating(registry: Registry, config: RunConfig) -> Registry:
             described = factory(replace(source, layers={}, digests={}, fingerprint=None))
             target = described.info.streams[-1].name
             profile = analytic_profile(described.info, config.adapter, target, head=False)
-            return EmulatedBackbone(described, Pace(device, profile, clock))
+            return EmulatedBackbone(described, Waits(device, profile, clock))
 
         return build
 
     def adapters(factory: Callable[..., SideNetwork]) -> Callable[..., SideNetwork]:
         def build(backbone: EmulatedBackbone, given: AdapterConfig, target: str) -> SideNetwork:
             real = factory(backbone, given.model_copy(update={"init": "random"}), target)
-            return EmulatedSide(real, backbone.pace)
+            return EmulatedSide(real, backbone.waits)
 
         return build
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pac_core.contracts.adapter import Memory, Rows, SideNetwork
 from pac_core.contracts.backbone import tap_indices
-from pac_core.emulated.pace import Pace
+from pac_core.emulated.waits import Waits
 
 ONE = Rows((1,))
 """A row of one token."""
@@ -36,13 +36,13 @@ class EmulatedSide(SideNetwork):
 
     Args:
         real: the side network, in which each layer is run once, on one token, to see what it gives and trains.
-        pace: what its layers take.
+        waits: for its layers.
     """
 
-    def __init__(self, real: SideNetwork, pace: Pace) -> None:
+    def __init__(self, real: SideNetwork, waits: Waits) -> None:
         super().__init__(real.info, real.config, real.target)
         self.real = real
-        self.pace = pace
+        self.waits = waits
         self.half_taps = real.half_taps
         self._seen: dict[tuple[str, int], Piece] = {}
 
@@ -76,9 +76,9 @@ class EmulatedSide(SideNetwork):
 
         piece = self._piece(stream, index, run)
         layer = tap_indices(self.info.stream(stream).layers, self.config.tap_every)[index] - 1
-        self.pace.side(stream, layer, rows.lengths)
+        self.waits.side(stream, layer, rows.lengths)
         states = [state] if memory is None else [state, memory.state]
-        return _zeros(rows, piece, partial(self.pace.back, stream, layer, rows.lengths), *states)
+        return _zeros(rows, piece, partial(self.waits.back, stream, layer, rows.lengths), *states)
 
     def exit(self, stream: str, state: Tensor, b_L: Tensor) -> Tensor:
         return self.real.exit(stream, state, b_L)
