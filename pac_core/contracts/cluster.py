@@ -17,6 +17,7 @@ class DeviceProfile:
         backward_flops: the same in backward passes, where they are faster or slower; None if they are not.
         layer_s: seconds that a layer takes in each pass beside its arithmetic, however few the rows are.
         disk_bytes_per_s: at which cache entries are read and written; None if that takes no time.
+        update_bytes_per_s: of trained weights, at which an optimiser step changes them; None if that takes no time.
     """
 
     name: str
@@ -25,6 +26,7 @@ class DeviceProfile:
     backward_flops: float | None = None
     layer_s: float = 0.0
     disk_bytes_per_s: float | None = None
+    update_bytes_per_s: float | None = None
 
 
 @dataclass(frozen=True)

@@ -95,17 +95,18 @@ class Costs:
         held = slice_of(self.held_bytes, first, last)
         return held + rows * in_flight * slice_of(self.kept_bytes, first, last)
 
+    def side_seconds(self, device: DeviceProfile, rows: float) -> Seconds:
+        """Seconds of ``rows`` cached samples in the whole side network."""
+        work, passing = rows * self.side_flops[-1], self.layers * device.layer_s
+        return Seconds(
+            passing + FORWARD * work / device.flops,
+            passing + (1 - FORWARD) * work / (device.backward_flops or device.flops),
+        )
+
     def cached_seconds(self, device: DeviceProfile, rows: float) -> float:
         """Seconds in which a device trains the whole side network on ``rows`` cached samples: it reads them, and
         computes forward and backward."""
-        read = rows * self.cached_bytes[-1] / device.disk_bytes_per_s if device.disk_bytes_per_s else 0.0
-        work = rows * self.side_flops[-1]
-        return (
-            read
-            + 2 * self.layers * device.layer_s
-            + FORWARD * work / device.flops
-            + (1 - FORWARD) * work / (device.backward_flops or device.flops)
-        )
+        return disk_s(device, rows * self.cached_bytes[-1]) + self.side_seconds(device, rows).both
 
 
 def costs(profile: Profile, job: Job) -> Costs:
@@ -157,6 +158,16 @@ def places(profile: Profile, stage: StagePlan) -> tuple[int, int]:
 def transfer_s(link: Link, size: float) -> float:
     """Seconds from sending a message of ``size`` bytes until all of it has arrived, on a link that is free."""
     return link.latency_s + 8 * size / link.bits_per_second
+
+
+def disk_s(device: DeviceProfile, size: float) -> float:
+    """Seconds in which a device reads or writes ``size`` bytes of cache entries."""
+    return size / device.disk_bytes_per_s if device.disk_bytes_per_s else 0.0
+
+
+def update_s(device: DeviceProfile, size: float) -> float:
+    """Seconds in which a device changes trained weights of ``size`` bytes by their gradients."""
+    return size / device.update_bytes_per_s if device.update_bytes_per_s else 0.0
 
 
 def all_reduce_s(cluster: Cluster, devices: Sequence[str], size: float) -> float:

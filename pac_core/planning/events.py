@@ -7,18 +7,21 @@ with the same rows (`pac_core.runtime.routes`).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Literal
 
 from pac_core.contracts.cluster import Cluster, DeviceProfile
 from pac_core.contracts.scheduler import Plan
-from pac_core.planning.cost import Costs, Seconds, all_reduce_s, slice_of
+from pac_core.planning.cost import Costs, Seconds, all_reduce_s, slice_of, update_s
 from pac_core.runtime.schedule import Action, actions_of
 from pac_core.spans import Span
 
 Pass = Literal["forward", "backward"]
+
+Actions = Callable[[Plan, int, int], Sequence[Action]]
+"""From plan, stage and number of micro-batches to what the stage does; see `pac_core.runtime.schedule`."""
 
 TOLD = 16
 """Bytes that all devices sum at the end of a mini-batch: the loss and the square of the gradients' norm."""
@@ -78,23 +81,46 @@ class _Device:
     arrived: dict[Action, int] = field(default_factory=dict)
 
 
-def play(plan: Plan, costs: Costs, slices: Sequence[tuple[int, int]], cluster: Cluster, rows: int) -> Played:
+def play(
+    plan: Plan,
+    costs: Costs,
+    slices: Sequence[tuple[int, int]],
+    cluster: Cluster,
+    rows: int,
+    actions: Actions = actions_of,
+    slowdowns: Sequence[Sequence[float]] = (),
+) -> Played:
     """Play one mini-batch of ``rows``.
 
     Args:
         costs: of the samples.
         slices: for each stage its slice of the chain, as `cost.places` gives it.
+        actions: what a stage does with some number of micro-batches, in order; training if not given.
+        slowdowns: for each device by rank, factors by which its actions take longer, in their order; none if empty.
     """
-    return _Play(plan, costs, slices, cluster, rows).run()
+    return _Play(plan, costs, slices, cluster, rows, actions, slowdowns).run()
+
+
+def forward_only(plan: Plan, stage: int, micro_batches: int) -> tuple[Action, ...]:
+    """What a stage does where the backbone alone runs: F0 F1 F2 and so on."""
+    return tuple(Action("forward", micro) for micro in range(micro_batches))
 
 
 class _Play:
     """Events are kept in a heap by time; equal times in the order in which they were found."""
 
     def __init__(
-        self, plan: Plan, costs: Costs, slices: Sequence[tuple[int, int]], cluster: Cluster, rows: int
+        self,
+        plan: Plan,
+        costs: Costs,
+        slices: Sequence[tuple[int, int]],
+        cluster: Cluster,
+        rows: int,
+        actions: Actions,
+        slowdowns: Sequence[Sequence[float]],
     ) -> None:
         self.plan, self.costs, self.slices, self.cluster = plan, costs, slices, cluster
+        self.actions, self.slowdowns = actions, slowdowns
         size = plan.micro_batch_size
         self.sizes = [min(size, rows - start) for start in range(0, rows, size)]
         self.shares = {n: [_shares(stage.split(n)) for stage in plan.stages] for n in {*self.sizes}}
@@ -111,7 +137,7 @@ class _Play:
     def _devices(self) -> Iterator[_Device]:
         profiles: Mapping[str, DeviceProfile] = {device.name: device for device in self.cluster.devices}
         for number, stage in enumerate(self.plan.stages):
-            actions = actions_of(self.plan, number, len(self.sizes))
+            actions = self.actions(self.plan, number, len(self.sizes))
             for place, name in enumerate(stage.devices):
                 own = [a for a in actions if self._rows(number, place, a.micro)]
                 yield _Device(name, number, place, profiles[name], own)
@@ -154,7 +180,8 @@ class _Play:
         if (rank, rows) not in self.durations:
             self.durations[rank, rows] = self.costs.seconds(device.profile, *self.slices[device.stage], rows)
         found = self.durations[rank, rows]
-        return found.forward if action.kind == "forward" else found.backward
+        taken = found.forward if action.kind == "forward" else found.backward
+        return taken * self.slowdowns[rank][device.next] if self.slowdowns else taken
 
     def _neighbours(self, rank: int, action: Action, *, incoming: bool) -> list[tuple[int, int]]:
         """Ranks that the action gets messages from, or sends to, and the rows that are in them."""
@@ -196,22 +223,34 @@ class _Play:
         heapq.heappush(self.events, (time, order, rank, action, arrival))
 
     def _reduced(self) -> Played:
-        """Each group sums its gradients once its last device is done, and all devices their loss."""
-        sent = 0.0
-        end = 0.0
-        for stage, (group, (first, last)) in enumerate(zip(self.ranks, self.slices)):
-            names = self.plan.stages[stage].devices
-            own = [span.end_s for span in self.spans if span.device in names]
-            ready = max(own, default=0.0)
+        """Each group sums its gradients once its last device is done, then changes its weights; all sum their loss."""
+        sent, end = 0.0, 0.0
+        done: dict[str, float] = {}
+        for span in self.spans:
+            done[span.device] = max(done.get(span.device, 0.0), span.end_s)
+        for ranks, (first, last) in zip(self.ranks, self.slices):
+            group = [self.devices[rank] for rank in ranks]
+            names = [device.name for device in group]
+            ready = max(done.get(name, 0.0) for name in names)
             size = slice_of(self.costs.gradient_bytes, first, last)
             taken = all_reduce_s(self.cluster, names, size)
             if taken:
                 self.spans += [Span(name, "reduce", None, ready, ready + taken) for name in names]
                 sent += 2 * (len(group) - 1) * size
-            end = max(end, ready + taken)
+            end = max(end, self._updated(group, size, ready + taken))
         everyone = [device.name for device in self.devices]
         told = all_reduce_s(self.cluster, everyone, TOLD)
         return Played(end + told, tuple(self.spans), tuple(self.transfers), sent)
+
+    def _updated(self, group: Sequence[_Device], size: float, begin: float) -> float:
+        """When the last device of a group has changed its weights."""
+        end = begin
+        for device in group:
+            taken = update_s(device.profile, size)
+            if taken:
+                self.spans.append(Span(device.name, "update", None, begin, begin + taken))
+                end = max(end, begin + taken)
+        return end
 
 
 def _shares(split: Sequence[int]) -> list[tuple[int, int]]:

@@ -2,67 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from pac_core.contracts.cluster import Cluster, Job, Profile
 from pac_core.contracts.scheduler import Plan
 from pac_core.errors import BadInput
-from pac_core.planning.cost import Costs, all_reduce_s, costs, places, slice_of
-from pac_core.planning.events import Played, Transfer, play
-from pac_core.spans import Span
+from pac_core.planning.cost import costs, places, slice_of
+from pac_core.planning.events import Played, Transfer
+from pac_core.planning.phases import Cached, Phase, Run, phases
+from pac_core.planning.work import Work
+from pac_core.spans import Span, by_device
+
+__all__ = ["DeviceMemory", "Phase", "Timeline", "Work", "simulate"]
 
 LENGTH = 128
 """Tokens of a sample where no job says."""
 
-PhaseName = Literal["fill", "spread", "cached"]
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a run works through.
-
-    Attributes:
-        samples: of an epoch.
-        epochs: all of them, the first included.
-        caches: whether the first epoch keeps its taps and the others train from them; else all run the stages.
-    """
-
-    samples: int
-    epochs: int = 1
-    caches: bool = True
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A part of the run: ``"fill"`` through the stages (all epochs without a cache), ``"spread"``, ``"cached"``."""
-
-    name: PhaseName
-    seconds: float
-    bytes_sent: float
-
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Memory of one device during a mini-batch.
+    """Memory of one device during a mini-batch of the first pass, and in epochs from the cache.
 
     Attributes:
         device: its name.
         budget: bytes that it may take.
         held: bytes of weights, gradients and optimiser state.
         steps: (second, bytes) from when on it takes that much, in order.
+        cached: bytes that it takes in epochs from the cache, at most; 0 if there are none.
     """
 
     device: str
     budget: int
     held: int
     steps: tuple[tuple[float, int], ...]
+    cached: int = 0
 
     @property
     def peak(self) -> int:
         """Most bytes that it takes at any time."""
-        return max((size for _, size in self.steps), default=self.held)
+        return max(self.held, self.cached, *(size for _, size in self.steps))
 
     @property
     def missing(self) -> int:
@@ -76,10 +56,12 @@ class Timeline:
 
     Attributes:
         plan: that was simulated.
-        step_s: seconds of a whole mini-batch in the first epoch.
+        step_s: seconds of a whole mini-batch in the first pass over the samples.
         spans, transfers: of that mini-batch.
         memory: by device, in the order of the ranks.
         phases: of the run.
+        cached_step_s: seconds of a mini-batch from the cache; 0 if there is none.
+        cached_spans: of that one; reading entries is waiting.
     """
 
     plan: Plan
@@ -88,6 +70,8 @@ class Timeline:
     transfers: tuple[Transfer, ...]
     memory: tuple[DeviceMemory, ...]
     phases: tuple[Phase, ...]
+    cached_step_s: float = 0.0
+    cached_spans: tuple[Span, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -109,17 +93,13 @@ class Timeline:
         return {
             "seconds": self.seconds,
             "step_seconds": self.step_s,
+            "cached_step_seconds": self.cached_step_s,
             "bytes_sent": round(self.bytes_sent),
             "fits": not self.out_of_memory,
-            "phases": [
-                {"phase": phase.name, "seconds": phase.seconds, "bytes_sent": round(phase.bytes_sent)}
-                for phase in self.phases
-            ],
-            "devices": [
-                {"device": m.device, "peak_bytes": m.peak, "budget_bytes": m.budget, "missing_bytes": m.missing}
-                for m in self.memory
-            ],
+            "phases": [_phase(phase) for phase in self.phases],
+            "devices": [_device(memory) for memory in self.memory],
             "spans": [vars(span) for span in self.spans],
+            "cached_spans": [vars(span) for span in self.cached_spans],
             "messages": [vars(transfer) for transfer in self.transfers],
             "plan": self.plan.to_json(),
         }
@@ -128,13 +108,14 @@ class Timeline:
 def simulate(
     plan: Plan, profile: Profile, cluster: Cluster, job: Job | None = None, work: Work | None = None
 ) -> Timeline:
-    """Simulate a plan: the first epoch through its stages, then cached epochs on all of its devices.
+    """Simulate a plan: the first pass over the samples through its stages, then epochs from the cache on all of its
+    devices.
 
-    Left out are the update of the weights and the drawing of batches, which take next to no time beside these.
+    Left out are the drawing of batches and what changes the format of entries, which take next to no time beside these.
 
     Args:
         job: how long samples are; 128 tokens if None. Its batch is that of the plan.
-        work: samples and epochs; one mini-batch of one epoch if None.
+        work: samples and epochs, and how they are run; one mini-batch of one epoch if None.
 
     Raises:
         BadInput: the plan uses a device that is not in the cluster, or layers that the profile does not have.
@@ -144,12 +125,42 @@ def simulate(
     job = job or Job(batch, plan.micro_batch_size, LENGTH, LENGTH)
     work = work or Work(batch)
     found = costs(profile, job)
+    found = replace(found, cached_bytes=work.kept(found.cached_bytes, job))
     slices = [places(profile, stage) for stage in plan.stages]
-    whole = play(plan, found, slices, cluster, job.batch_size)
-    phases = _phases(plan, found, slices, cluster, job, work, whole)
+    run = Run(plan, found, slices, work.slowness.slowed(cluster), job, work)
+    whole = run.played(run.batch)
+    cached = Cached(run) if work.cached_epochs else None
     return Timeline(
-        plan, whole.seconds, whole.spans, whole.transfers, _memory(plan, found, slices, cluster, whole), phases
+        plan,
+        whole.seconds,
+        whole.spans,
+        whole.transfers,
+        tuple(_memory(run, whole, cached)),
+        tuple(phases(run, whole)),
+        cached.step_s if cached else 0.0,
+        tuple(cached.spans()) if cached else (),
     )
+
+
+def _phase(phase: Phase) -> dict[str, Any]:
+    return {
+        "phase": phase.name,
+        "seconds": phase.seconds,
+        "bytes_sent": round(phase.bytes_sent),
+        "bytes_written": round(phase.bytes_written),
+        "bytes_read": round(phase.bytes_read),
+    }
+
+
+def _device(memory: DeviceMemory) -> dict[str, Any]:
+    return {
+        "device": memory.device,
+        "peak_bytes": memory.peak,
+        "budget_bytes": memory.budget,
+        "missing_bytes": memory.missing,
+        "cached_bytes": memory.cached,
+        "memory": [list(step) for step in memory.steps],
+    }
 
 
 def _check(plan: Plan, profile: Profile, cluster: Cluster) -> None:
@@ -172,67 +183,19 @@ def _known(profile: Profile, layers: Mapping[str, tuple[int, int]]) -> bool:
     return all(last <= len(profile.layers.get(stream, ())) for stream, (_, last) in layers.items())
 
 
-def _phases(
-    plan: Plan, found: Costs, slices: list[tuple[int, int]], cluster: Cluster, job: Job, work: Work, whole: Played
-) -> tuple[Phase, ...]:
-    steps, rest = divmod(work.samples, job.batch_size)
-    played = [(steps, whole)] + ([(1, play(plan, found, slices, cluster, rest))] if rest else [])
-    epochs = 1 if work.caches else work.epochs
-    seconds = epochs * sum(count * one.seconds for count, one in played)
-    sent = epochs * sum(count * _sent(one) for count, one in played)
-    fill = Phase("fill", seconds, sent)
-    if not work.caches or work.epochs == 1:
-        return (fill,)
-    return fill, _spread(plan, found, slices, cluster, work), _cached(plan, found, cluster, job, work)
-
-
-def _sent(played: Played) -> float:
-    return sum(transfer.size for transfer in played.transfers) + played.reduced_bytes
-
-
-def _spread(plan: Plan, found: Costs, slices: list[tuple[int, int]], cluster: Cluster, work: Work) -> Phase:
-    """Entries go to the owners of their samples, who have equal shares of them, and side layers to all devices. Each
-    device sends and receives at once, one message at a time."""
-    busiest, total = 0.0, 0.0
-    for stage, (first, last) in zip(plan.stages, slices):
+def _memory(run: Run, played: Played, cached: Cached | None) -> Iterator[DeviceMemory]:
+    """Weights, and activations from each forward pass to its backward pass; without one, until it is over."""
+    found, own = run.pass_costs, by_device(played.spans)
+    trained = cached.memory_bytes if cached else 0
+    kept_until = "forward" if run.work.prefill else "backward"
+    for stage, (first, last) in zip(run.pass_plan.stages, run.slices):
+        held, kept = (slice_of(sums, first, last) for sums in (found.held_bytes, found.kept_bytes))
         for name, rows in zip(stage.devices, stage.rows):
-            link = cluster.link(name, next((o for s in plan.stages for o in s.devices if o != name), name))
-            made = work.samples * rows / plan.micro_batch_size * slice_of(found.cached_bytes, first, last)
-            leaves = made * (plan.size - 1) / plan.size
-            comes = work.samples / plan.size * found.cached_bytes[-1] - made / plan.size
-            side = found.gradient_bytes[-1] - slice_of(found.gradient_bytes, first, last)
-            busiest = max(busiest, 8 * (max(leaves, comes) + side) / link.bits_per_second)
-            total += leaves + side
-    return Phase("spread", total * 8 / link.bits_per_second if cluster.shared else busiest, total)
-
-
-def _cached(plan: Plan, found: Costs, cluster: Cluster, job: Job, work: Work) -> Phase:
-    """Every device trains the whole side network on its share of each mini-batch."""
-    names = [name for stage in plan.stages for name in stage.devices]
-    devices = {device.name: device for device in cluster.devices}
-    steps = -(-work.samples // job.batch_size)
-    rows = work.samples / steps / plan.size
-    slowest = max(found.cached_seconds(devices[name], rows) for name in names)
-    size = found.gradient_bytes[-1]
-    times = steps * (work.epochs - 1)
-    sent = 2 * (plan.size - 1) * size
-    return Phase("cached", times * (slowest + all_reduce_s(cluster, names, size)), times * sent)
-
-
-def _memory(
-    plan: Plan, found: Costs, slices: list[tuple[int, int]], cluster: Cluster, played: Played
-) -> tuple[DeviceMemory, ...]:
-    budgets = {device.name: device.memory_bytes for device in cluster.devices}
-    memory = []
-    for stage, (first, last) in zip(plan.stages, slices):
-        held = slice_of(found.held_bytes, first, last)
-        kept = slice_of(found.kept_bytes, first, last)
-        for name, rows in zip(stage.devices, stage.rows):
-            changes = [(s.start_s, rows * kept) for s in played.spans if s.device == name and s.kind == "forward"]
-            changes += [(s.end_s, -rows * kept) for s in played.spans if s.device == name and s.kind == "backward"]
+            spans = own.get(name, [])
+            changes = [(span.start_s, rows * kept) for span in spans if span.kind == "forward"]
+            changes += [(span.end_s, -rows * kept) for span in spans if span.kind == kept_until]
             level, steps = held, [(0.0, round(held))]
             for time, change in sorted(changes):
                 level += change
                 steps.append((time, round(level)))
-            memory.append(DeviceMemory(name, budgets[name], round(held), tuple(steps)))
-    return tuple(memory)
+            yield DeviceMemory(name, run.budgets[name], round(held), tuple(steps), trained)

@@ -26,7 +26,7 @@ from pac_core.runtime.interrupt import StopFlag
 from pac_core.runtime.job import PATIENCE
 from pac_core.runtime.optimizer import moments, set_moments
 from pac_core.runtime.parts import Part
-from pac_core.runtime.passes import own_rows, widened
+from pac_core.runtime.passes import PASS_TOKENS, PASSES, own_rows, widened
 from pac_core.runtime.pipeline import Pipeline
 from pac_core.runtime.scales import calibrate_stage, features_of
 from pac_core.runtime.spread import Holding, spread_entries, spread_state
@@ -34,13 +34,6 @@ from pac_core.runtime.spreading import Arrived, Spreading
 from pac_core.runtime.stage import Slices, Stage, bind_share, chain, cut_model, head_slice, stage_taps
 from pac_core.runtime.team import Replicas
 from pac_core.taps import TapReader, of_stream
-
-PASS_TOKENS = 1024
-"""Tokens, padding included, that go through a stage at once while only the backbone runs, or a micro-batch if that has
-more: as much as matrix products need to be fast, and no more memory than training takes."""
-
-PASSES = 8
-"""Micro-batches for each stage in one call of the pipeline: its bubble is then at most one part in nine."""
 
 
 @dataclass(frozen=True, eq=False)

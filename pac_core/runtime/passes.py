@@ -8,6 +8,13 @@ from pac_core.contracts.scheduler import Plan
 from pac_core.runtime.optimizer import cut
 from pac_core.runtime.routes import share_of
 
+PASS_TOKENS = 1024
+"""Tokens, padding included, that go through a stage at once while only the backbone runs, or a micro-batch if that has
+more: as much as matrix products need to be fast, and no more memory than training takes."""
+
+PASSES = 8
+"""Micro-batches for each stage in one call of the pipeline: its bubble is then at most one part in nine."""
+
 
 def widened(plan: Plan, rows: int) -> Plan:
     """``plan`` with micro-batches of up to ``rows`` rows, but not fewer than it has, split in the same proportions."""

@@ -13,8 +13,9 @@ from pac_core.wire import Buffer, Kind, pack_head
 from pac_plugins.transports.curve import Curve
 from pac_plugins.transports.greeting import Identity, refusal
 from pac_plugins.transports.link import Handed, Link, Sent
+from pac_plugins.transports.zmq_basics import read_all
 from pac_plugins.transports.zmq_join import Join, Joined
-from pac_plugins.transports.zmq_sockets import Sockets, read_all
+from pac_plugins.transports.zmq_sockets import Sockets
 
 _BATCH = 16  # pieces read from one socket before others get their turn
 _COPY_BELOW = 1 << 16  # bytes from which a frame's memory is handed to libzmq instead of copied

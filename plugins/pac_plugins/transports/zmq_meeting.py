@@ -26,7 +26,7 @@ from pac_core.contracts.meeting import (
 )
 from pac_core.errors import BadInput
 from pac_plugins.transports.curve import Complaints, Curve, Gatekeeper
-from pac_plugins.transports.zmq_sockets import EVENTS, HANDSHAKE_MS, read_all
+from pac_plugins.transports.zmq_basics import EVENTS, HANDSHAKE_MS, read_all
 
 Socket = zmq.Socket[bytes]
 

@@ -13,22 +13,9 @@ from zmq.utils.monitor import recv_monitor_message
 from pac_core.wire import HEAD_BYTES, PIECE_BYTES, Kind, pack_head
 from pac_plugins.transports.curve import Complaints, Curve, Gatekeeper
 from pac_plugins.transports.waker import Waker
+from pac_plugins.transports.zmq_basics import EVENTS, FAILED, HANDSHAKE_MS
 
 _PIECES_QUEUED = 8  # in each direction of a connection; bounds memory, and is enough for full speed
-HANDSHAKE_MS = 10_000
-FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-EVENTS = FAILED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-
-
-def read_all(socket: zmq.Socket[bytes], most: int) -> list[list[zmq.Frame]]:
-    """The messages that are there, up to so many."""
-    found: list[list[zmq.Frame]] = []
-    try:
-        while len(found) < most:
-            found.append(socket.recv_multipart(zmq.NOBLOCK, copy=False))
-    except zmq.Again:
-        pass
-    return found
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pac_core.addresses import split_address
 from pac_core.contracts.meeting import Came, Event, Left, Meeting, MeetingOptions, Said, pack_message, unpack_message
 from pac_core.errors import BadInput, Refused
 from pac_plugins.transports.curve import Curve
+from pac_plugins.transports.zmq_basics import EVENTS, FAILED, read_all
 from pac_plugins.transports.zmq_meeting import (
     BATCH,
     GARBLED,
@@ -22,7 +23,6 @@ from pac_plugins.transports.zmq_meeting import (
     happened,
     open_socket,
 )
-from pac_plugins.transports.zmq_sockets import EVENTS, FAILED, read_all
 
 log = logging.getLogger("pac")
 

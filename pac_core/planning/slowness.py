@@ -1,0 +1,70 @@
+"""Devices that compute slower than their profiles say: all the time, or now and then."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from pac_core.contracts.cluster import Cluster, DeviceProfile
+from pac_core.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Slowness:
+    """How devices compute, beside their profiles. Links and disks are as they are.
+
+    Attributes:
+        factors: by device, how many times as long it takes for everything that it computes.
+        sigma: of the logarithm of a random factor, log-normal with median 1, that each action has of its own; 0 for
+            none.
+        seed: of the random factors: the same seed gives the same run.
+    """
+
+    factors: Mapping[str, float] = field(default_factory=dict)
+    sigma: float = 0.0
+    seed: int = 0
+
+    @property
+    def random(self) -> bool:
+        """Whether equal actions take unequally long."""
+        return self.sigma > 0
+
+    def slowed(self, cluster: Cluster) -> Cluster:
+        """The cluster with the rates that its devices have all the time.
+
+        Raises:
+            BadInput: a factor is for a device that is not there, or below zero.
+        """
+        names = {device.name for device in cluster.devices}
+        for name, factor in self.factors.items():
+            if name not in names:
+                raise BadInput(f"'{name}' is to be slow and is not in the cluster: {', '.join(sorted(names))}")
+            if not 0 < factor < float("inf"):
+                raise BadInput(f"'{name}' is to be slower by the factor {factor:g}; give a number above 0, such as 2")
+        if not self.factors:
+            return cluster
+        return replace(cluster, devices=tuple(_slowed(d, self.factors.get(d.name, 1.0)) for d in cluster.devices))
+
+    def draws(self, number: int, counts: Sequence[int]) -> list[list[float]]:
+        """Factors of every action of a mini-batch: one list a device, as long as ``counts`` says; none where nothing is
+        random.
+
+        Args:
+            number: of the mini-batch.
+        """
+        if not self.random:
+            return []
+        generator = np.random.default_rng((self.seed, number))
+        return [generator.lognormal(0.0, self.sigma, count).tolist() for count in counts]
+
+
+def _slowed(device: DeviceProfile, factor: float) -> DeviceProfile:
+    return replace(
+        device,
+        flops=device.flops / factor,
+        backward_flops=device.backward_flops and device.backward_flops / factor,
+        layer_s=device.layer_s * factor,
+        update_bytes_per_s=device.update_bytes_per_s and device.update_bytes_per_s / factor,
+    )
