@@ -21,7 +21,7 @@ from pac_core.runtime.passes import PASS_TOKENS, PASSES, widened
 from pac_core.runtime.schedule import actions_of
 from pac_core.spans import Span
 
-PhaseName = Literal["prefill", "fill", "spread", "cached"]
+PhaseName = Literal["weights", "scales", "prefill", "fill", "spread", "cached"]
 
 DRAWN = 16
 """Mini-batches that are played where they differ by chance; the others take as long as these do on average."""
@@ -36,7 +36,8 @@ class Phase:
 
     Attributes:
         name: ``"prefill"`` if the backbone runs alone, ``"fill"`` if the side network trains through the stages as well
-            (all epochs without a cache), ``"spread"``, ``"cached"``.
+            (all epochs without a cache), ``"spread"``, ``"cached"``; before them, where a run has them, ``"weights"``
+            and ``"scales"`` (see `pac_core.planning.beginning`).
         seconds: that it adds to the run. Of a spreading beside the first cached epoch, those that training waits.
         bytes_sent: from device to device.
         bytes_written, bytes_read: of cache entries, by all devices together.

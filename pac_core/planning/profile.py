@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pac_core.contracts.adapter import AdapterConfig
 from pac_core.contracts.backbone import BackboneInfo, Stream, tap_indices
 from pac_core.contracts.cluster import LayerProfile, Profile
@@ -22,28 +24,47 @@ def analytic_profile(info: BackboneInfo, adapter: AdapterConfig, target: str, *,
     chain = info.streams[: names.index(target) + 1]
     size = info.dtype.itemsize
     table = info.vocab_size * info.hidden_size * size
-    layers = {stream.name: _layers(info, adapter, stream) for stream in chain}
+    layers = {s.name: _with_ends(info, adapter, _layers(info, adapter, s), exits=s.name == target) for s in chain}
     return Profile(layers, {stream.name: table for stream in chain}, table if head else 0, adapter.tap_every)
 
 
 def _layers(info: BackboneInfo, adapter: AdapterConfig, stream: Stream) -> tuple[LayerProfile, ...]:
     tapped = tap_indices(stream.layers, adapter.tap_every)
-    return tuple(_layer(info, adapter, stream, tapped=i + 1 in tapped) for i in range(stream.layers))
+    return tuple(
+        _layer(info, adapter, stream, taps=(i + 1 in tapped) + (i == 0), side=i + 1 in tapped)
+        for i in range(stream.layers)
+    )
 
 
-def _layer(info: BackboneInfo, adapter: AdapterConfig, stream: Stream, *, tapped: bool) -> LayerProfile:
+def _with_ends(
+    info: BackboneInfo, adapter: AdapterConfig, layers: tuple[LayerProfile, ...], *, exits: bool
+) -> tuple[LayerProfile, ...]:
+    """``layers`` with the side network's entry, which reads b_0, at the first, and its exit at the last if it is here:
+    matrices of d x r that are trained, and that next to no time is spent on."""
+    size = SINGLE * info.hidden_size * (info.hidden_size // adapter.reduction)
+    found = list(layers)
+    for place, more in ((0, size), (-1, size * exits)):
+        layer = found[place]
+        found[place] = replace(
+            layer, side_bytes=layer.side_bytes + TRAINED * more, gradient_bytes=layer.gradient_bytes + more
+        )
+    return tuple(found)
+
+
+def _layer(info: BackboneInfo, adapter: AdapterConfig, stream: Stream, *, taps: int, side: bool) -> LayerProfile:
+    """A layer of which the cache keeps so many taps, with or without a side layer."""
     d, size = info.hidden_size, info.dtype.itemsize
     weights = layer_numbers(info, stream, d)
-    side = side_numbers(info, adapter, stream) if tapped else 0
+    beside = side_numbers(info, adapter, stream) if side else 0
     return LayerProfile(
         flops=2.0 * weights,
         pair_flops=4.0 * d * (2 if stream.cross else 1),
-        side_flops=6.0 * side,
+        side_flops=6.0 * beside,
         weight_bytes=weights * size,
-        side_bytes=side * SINGLE * TRAINED,
+        side_bytes=beside * SINGLE * TRAINED,
         hidden_bytes=d * size,
         state_bytes=2 * (d // adapter.reduction) * SINGLE,
-        tap_bytes=d * size if tapped else 0,
-        kept_bytes=SINGLE * (d + kept_numbers(info, adapter, stream)) if tapped else 0,
-        gradient_bytes=side * SINGLE,
+        tap_bytes=taps * d * size,
+        kept_bytes=SINGLE * (d + kept_numbers(info, adapter, stream)) if side else 0,
+        gradient_bytes=beside * SINGLE,
     )
