@@ -38,7 +38,10 @@ from pac_core.contracts.adapter import ParallelAdapterConfig
 from pac_core.contracts.cluster import Cluster, Job, Link, Profile
 from pac_core.contracts.scheduler import Plan, ScheduleName, StagePlan
 from pac_core.keys import KeyFolder
+from pac_core.planning.beginning import gathered, seconds_of
 from pac_core.planning.cards import card
+from pac_core.planning.cost import costs, places
+from pac_core.planning.phases import Run
 from pac_core.planning.profile import analytic_profile
 from pac_core.planning.simulate import Work, simulate
 from pac_core.registry import Registry
@@ -269,18 +272,44 @@ def predict(plan: Plan, profile: Profile, link: Link, options: argparse.Namespac
     cluster = Cluster(tuple(card(CARD).device(name) for name in names), default=link)
     batch = plan.micro_batch_size * plan.micro_batches
     job = Job(batch, plan.micro_batch_size, options.tokens, options.tokens)
-    timeline = simulate(plan, profile, cluster, job, Work(options.samples, EPOCHS))
-    return {phase.name: asdict(phase) for phase in timeline.phases}
+    work = Work(
+        options.samples,
+        EPOCHS,
+        entries="bfloat16",
+        overlaps=True,
+        hands_out=True,
+        scaled=options.samples,
+        sums_beside=True,
+    )
+    timeline = simulate(plan, profile, cluster, job, work)
+    found = costs(profile, job)
+    run = Run(plan, found, [places(profile, stage) for stage in plan.stages], cluster, job, work)
+    phases = {phase.name: phase.seconds for phase in timeline.phases}
+    cached = phases["cached"] / (EPOCHS - 1)
+    gather = seconds_of(run, gathered(run))
+    seconds = {
+        "fill": phases["scales"] + phases["fill"] + gather,
+        "spread": phases["spread"] + cached,
+        "cached": cached,
+    }
+    return {"seconds": seconds, "bytes": timeline.bytes_sent, "phases": [asdict(phase) for phase in timeline.phases]}
 
 
 def compare(found: Mapping[str, Any], predicted: Mapping[str, Any]) -> dict[str, Any]:
     """Both, side by side."""
+    seconds = dict(zip(predicted["seconds"], (epoch["seconds"] for epoch in found["epochs"])))
+    total = sum(device["bytes_sent"] for device in found["devices"])
     return {
         "cpu": found["cpu"],
-        "epochs": [epoch["seconds"] for epoch in found["epochs"]],
+        "seconds": seconds,
+        "bytes": total,
         "sent": [epoch["bytes_sent"] for epoch in found["epochs"]],
-        "total": sum(device["bytes_sent"] for device in found["devices"]),
         "predicted": predicted,
+        "ratios": {
+            **{name: taken / predicted["seconds"][name] for name, taken in seconds.items()},
+            "all": sum(seconds.values()) / sum(predicted["seconds"].values()),
+            "bytes": total / predicted["bytes"],
+        },
     }
 
 

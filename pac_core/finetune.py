@@ -254,9 +254,10 @@ class FineTuner:
         progress: Progress | None = None
         if self.team.leads and self.config.resume and trainer.checkpoint.exists():
             progress = load_checkpoint(trainer.checkpoint, model, optimizer, trainer.identity)
-        self.team.align(model)
         plain = {"progress": None if progress is None else vars(progress)}
         plain, tensors = self.team.from_leader(plain, moments(model, optimizer))
+        if self.stages is None or plain["progress"] is not None:  # stages have told each other all that is new
+            self.team.align(model)
         if plain["progress"] is None:
             return None
         if tensors and not self.team.leads:

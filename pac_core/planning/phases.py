@@ -14,7 +14,7 @@ from pac_core.contracts.cluster import Cluster, DeviceProfile, Job
 from pac_core.contracts.scheduler import Plan
 from pac_core.planning.cost import FORWARD, Costs, Crossing, all_reduce_s, disk_s, slice_of, update_s
 from pac_core.planning.entries import Matrix, spread_of
-from pac_core.planning.events import Played, forward_only, play
+from pac_core.planning.events import TOLD, Played, forward_only, play
 from pac_core.planning.slowness import Slowness
 from pac_core.planning.work import Work
 from pac_core.runtime.passes import PASS_TOKENS, PASSES, widened
@@ -22,6 +22,9 @@ from pac_core.runtime.schedule import actions_of
 from pac_core.spans import Span
 
 PhaseName = Literal["weights", "scales", "prefill", "fill", "spread", "cached"]
+
+BUCKET_BYTES = 1 << 20
+"""Gradients that are summed at once; see `pac_core.runtime.overlap`."""
 
 DRAWN = 16
 """Mini-batches that are played where they differ by chance; the others take as long as these do on average."""
@@ -214,6 +217,7 @@ class Cached:
         self.rows = run.work.samples / self.count / run.plan.size
         size = run.found.gradient_bytes[-1]
         self._reduce_s = all_reduce_s(run.cluster, run.names, size)
+        self._after_s = self._left(size) if run.work.sums_beside else self._reduce_s
         self._updates = np.array([update_s(device, size) for device in run.devices])
         self._reads = np.array([disk_s(d, self.rows * run.found.cached_bytes[-1]) for d in run.devices])
         self._computes = np.array([run.found.side_seconds(device, self.rows).both for device in run.devices])
@@ -221,13 +225,23 @@ class Cached:
     @property
     def step_s(self) -> float:
         """Seconds of a step without random slowness."""
-        return float((self._reads + self._computes).max() + self._reduce_s + self._updates.max())
+        return float((self._reads + self._computes).max() + self._after_s + self._updates.max())
 
     @property
     def epoch_s(self) -> float:
         """Seconds of an epoch."""
         own = self._own(min(self.count, DRAWN_STEPS))
-        return float(self.count * (own.max(1).mean() + self._reduce_s + self._updates.max()))
+        return float(self.count * (own.max(1).mean() + self._after_s + self._updates.max()))
+
+    def _left(self, size: float) -> float:
+        """Seconds that sums of ``size`` bytes go on after the backward pass, if each bucket's begins once it is ready;
+        a last one is of the loss."""
+        run, count = self.run, max(int(size // BUCKET_BYTES), 1)
+        back = max(run.found.side_seconds(device, self.rows).backward for device in run.devices)
+        taken, done = all_reduce_s(run.cluster, run.names, size / count), 0.0
+        for number in range(1, count + 1):
+            done = max(done, back * number / count) + taken
+        return done - back + all_reduce_s(run.cluster, run.names, TOLD)
 
     def _own(self, count: int) -> Matrix:
         """(steps, devices) seconds until each device has its gradients."""
@@ -249,7 +263,7 @@ class Cached:
         if not arrivals.any():
             return 0.0
         own = self._own(min(self.count, DRAWN_STEPS))
-        together = self._reduce_s + float(self._updates.max())
+        together = self._after_s + float(self._updates.max())
         clock, alone, late = 0.0, 0.0, 0.0
         for step in range(self.count):
             turn = -(-(step + 1) * arrivals.shape[1] // self.count) - 1
