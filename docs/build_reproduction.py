@@ -1,4 +1,5 @@
-"""Writes reproduction.md: the paper's tables beside our predictions, and what other assumptions would give.
+"""Writes reproduction.md: the paper's tables beside our predictions, what other assumptions would give, and what our
+runs add.
 
 python docs/build_reproduction.py
 """
@@ -8,9 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from pac_core.planning.icpp24.beyond import beyond
 from pac_core.planning.icpp24.calibrate import START
 from pac_core.planning.icpp24.facts import Facts
-from pac_core.planning.icpp24.show import markdown
+from pac_core.planning.icpp24.show import beyond_markdown, markdown
 from pac_core.planning.icpp24.tables import Reproduction, reproduce
 from pac_core.registry import Registry
 
@@ -28,6 +30,7 @@ OTHERS = {
 
 TABLES = "tables"
 ASSUMPTIONS = "other assumptions"
+BEYOND = "beyond the paper"
 
 
 def main() -> None:
@@ -39,6 +42,7 @@ def updated(page: str) -> str:
     facts, registry = Facts.load(), Registry()
     found = reproduce(facts, registry)
     page = _between(page, TABLES, markdown(found))
+    page = _between(page, BEYOND, beyond_markdown(beyond(found.setting, facts, registry)))
     return _between(page, ASSUMPTIONS, _others(found, facts, registry))
 
 

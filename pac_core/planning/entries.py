@@ -47,9 +47,9 @@ class Spread:
     def arrivals(self, cluster: Cluster, names: Sequence[str]) -> Matrix:
         """Seconds after which each device (row) has each of its chunks (column), if nothing else is sent.
 
-        A device sends one message at a time and receives one at a time, each at the rate of its link; on a shared medium
-        there is one at a time in all. No port that has something to do stands still, as with TCP, where messages share
-        it: so a chunk has arrived when the busiest of the ports that it needs has done what came before.
+        A device sends one message at a time and receives one at a time, each at the rate of its link; on a shared
+        medium there is one at a time in all. No port that has something to do stands still, as with TCP, where messages
+        share it: so a chunk has arrived when the busiest of the ports that it needs has done what came before.
         """
         per_byte, latency = _links(cluster, names)
         before = _busy(self.state * per_byte, cluster.shared)

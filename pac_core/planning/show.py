@@ -4,22 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pac_core.planning.scaling import Scaled
 from pac_core.planning.simulate import Timeline
 from pac_core.spans import Span, by_device
 
 WIDTH = 72
 """Characters of a mini-batch."""
 
-LETTERS = {"forward": "F", "backward": "B", "reduce": "R"}
+LETTERS = {"forward": "F", "backward": "B", "reduce": "R", "update": "U"}
+MEANING = {"F": "forward", "B": "backward", "R": "sums gradients", "U": "updates weights"}
 IDLE = "."
 
 GB = 1e9
 
 
 def report(timeline: Timeline) -> str:
-    """Plan, phases, memory and the timeline of a mini-batch."""
-    parts = [timeline.plan.table(), _phases(timeline), _memory(timeline), chart(timeline.spans, timeline.step_s)]
+    """Plan, phases, memory, and the timelines of a mini-batch of the first pass and of one from the cache."""
+    parts = [timeline.plan.table(), _phases(timeline), _memory(timeline)]
+    parts.append(f"{timeline.phases[0].name}, one mini-batch:\n{chart(timeline.spans, timeline.step_s)}")
+    if timeline.cached_spans:
+        parts.append(f"from the cache, one mini-batch:\n{chart(timeline.cached_spans, timeline.cached_step_s)}")
     return "\n\n".join(parts)
+
+
+def rates(found: Sequence[Scaled]) -> str:
+    """Throughput by number of devices, a line each."""
+    lines = ["devices  first pass    cached  (samples a second)   stages"]
+    for one in found:
+        if one.timeline is None:
+            lines.append(f"{one.devices:>7}  {one.why}")
+            continue
+        groups = "-".join(str(len(stage.devices)) for stage in one.timeline.plan.stages)
+        cached = f"{one.cached_rate:>10.2f}" if one.cached_rate else f"{'':>10}"
+        lines.append(f"{one.devices:>7}{one.first_rate:>12.2f}{cached}{'':>23}{groups}")
+    return "\n".join(lines)
 
 
 def chart(spans: Sequence[Span], seconds: float, width: int = WIDTH) -> str:
@@ -27,12 +45,14 @@ def chart(spans: Sequence[Span], seconds: float, width: int = WIDTH) -> str:
 
     >>> print(chart([Span("a", "forward", 0, 0.0, 1.0), Span("a", "backward", 0, 3.0, 4.0)], 4.0, 8))
     a  FF....BB
-    F forward, B backward, R sums gradients, . waits; 4.000 s
+    F forward, B backward, . waits; 4.000 s
     """
     own = by_device(spans)
     longest = max(map(len, own), default=0)
     lines = [f"{name.ljust(longest)}  {_line(found, seconds / width, width)}" for name, found in own.items()]
-    return "\n".join([*lines, f"F forward, B backward, R sums gradients, {IDLE} waits; {seconds:.3f} s"])
+    letters = dict.fromkeys(LETTERS[span.kind] for span in spans if span.kind in LETTERS)
+    legend = ", ".join(f"{letter} {MEANING[letter]}" for letter in letters)
+    return "\n".join([*lines, f"{legend}, {IDLE} waits; {seconds:.3f} s"])
 
 
 def _line(spans: Sequence[Span], part: float, width: int) -> str:
@@ -43,7 +63,7 @@ def _letter(spans: Sequence[Span], start: float, end: float) -> str:
     shares = {IDLE: end - start}
     for span in spans:
         common = max(min(span.end_s, end) - max(span.start_s, start), 0.0)
-        letter = LETTERS[span.kind]
+        letter = LETTERS.get(span.kind, IDLE)
         shares[letter] = shares.get(letter, 0.0) + common
         shares[IDLE] -= common
     return max(shares, key=lambda letter: shares[letter])

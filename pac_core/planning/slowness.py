@@ -31,6 +31,10 @@ class Slowness:
         """Whether equal actions take unequally long."""
         return self.sigma > 0
 
+    def among(self, names: Sequence[str]) -> Slowness:
+        """Of some devices alone."""
+        return replace(self, factors={name: factor for name, factor in self.factors.items() if name in names})
+
     def slowed(self, cluster: Cluster) -> Cluster:
         """The cluster with the rates that its devices have all the time.
 
@@ -68,3 +72,24 @@ def _slowed(device: DeviceProfile, factor: float) -> DeviceProfile:
         layer_s=device.layer_s * factor,
         update_bytes_per_s=device.update_bytes_per_s and device.update_bytes_per_s / factor,
     )
+
+
+def factors_of(given: Sequence[str]) -> dict[str, float]:
+    """Factors by device, as the command line gives them.
+
+    Raises:
+        BadInput: a text is not DEVICE=FACTOR.
+
+    >>> factors_of(["kitchen=2.5"])
+    {'kitchen': 2.5}
+    """
+    found = {}
+    for text in given:
+        name, _, factor = text.rpartition("=")
+        try:
+            found[name] = float(factor)
+        except ValueError:
+            name = ""
+        if not name:
+            raise BadInput(f"--slow {text}: write it as DEVICE=FACTOR, such as home/1=2")
+    return found

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 from pac_core.contracts.cluster import Job
 from pac_core.errors import BadInput
 from pac_core.planning.slowness import Slowness
 
 CacheFormat = Literal["float32", "bfloat16", "int8"]
+
+Fill = Literal["prefill", "train-while-fill"]
 
 NUMBER_BYTES = {"float64": 8.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0 + 4 / 64}
 """Bytes of a number; int8 has a float32 scale for each block of 64."""
@@ -59,6 +61,25 @@ class Work:
             )
         if self.prefill and not self.caches:
             raise BadInput("a prefill fills the cache, which this run does not have; leave one of the two out")
+
+    @classmethod
+    def of_run(
+        cls,
+        samples: int,
+        epochs: int,
+        fill: Fill = "prefill",
+        entries: CacheFormat = "bfloat16",
+        slowness: Slowness | None = None,
+    ) -> Self:
+        """What ``pac finetune`` does, with its own defaults: entries travel while the first cached epoch trains."""
+        return cls(
+            samples,
+            epochs,
+            prefill=fill == "prefill",
+            entries=entries,
+            overlaps=True,
+            slowness=slowness or Slowness(),
+        )
 
     @property
     def cached_epochs(self) -> int:

@@ -20,7 +20,7 @@ COLOURS = 6
 
 @dataclass(frozen=True)
 class Curve:
-    """Values by epoch; epoch 0 is before training."""
+    """Values by whole numbers, such as epochs; epoch 0 is before training."""
 
     name: str
     points: tuple[tuple[int, float], ...]
@@ -35,39 +35,48 @@ class Bar:
     text: str
 
 
-def curves(title: str, drawn: Sequence[Curve]) -> Markup:
-    """Lines with a marker at every value, on common axes."""
-    values = [y for curve in drawn for _, y in curve.points]
-    epochs = [x for curve in drawn for x, _ in curve.points]
-    steps = round_steps(min(values), max(values))
-    first, last = min(epochs), max(max(epochs), min(epochs) + 1)
+def curves(title: str, drawn: Sequence[Curve], across_is: str = "epoch", *, named: bool = False) -> Markup:
+    """Lines with a marker at every value, on common axes.
 
-    def across(epoch: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * (epoch - first) / (last - first)
+    Args:
+        across_is: what the horizontal axis counts.
+        named: whether the curves' names stand in the picture.
+    """
+    values = [y for curve in drawn for _, y in curve.points]
+    numbers = [x for curve in drawn for x, _ in curve.points]
+    steps = round_steps(min(values), max(values))
+    first, last = min(numbers), max(max(numbers), min(numbers) + 1)
+
+    def across(number: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * (number - first) / (last - first)
 
     def up(value: float) -> float:
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - steps[0]) / (steps[-1] - steps[0])
 
     chart = picture(WIDTH, HEIGHT, title, "chart")
-    _axes(chart, steps, range(first, max(epochs) + 1), across, up)
+    _axes(chart, steps, range(first, max(numbers) + 1), across, up)
+    write_text(chart, WIDTH - RIGHT, HEIGHT - 4, across_is, anchor="end")
     for number, curve in enumerate(drawn):
         _curve(chart, f"c{number % COLOURS}", [(across(x), up(y)) for x, y in curve.points])
+        if named:
+            below = TOP + 14 * (number + 1)
+            add(chart, "line", f"curve c{number % COLOURS}", x1=LEFT + 8, x2=LEFT + 36, y1=below - 4, y2=below - 4)
+            write_text(chart, LEFT + 42, below, curve.name)
     return markup(chart)
 
 
 def _axes(
     chart: Element,
     steps: Sequence[float],
-    epochs: range,
+    numbers: range,
     across: Callable[[float], float],
     up: Callable[[float], float],
 ) -> None:
     for step in steps:
         add(chart, "line", "grid", x1=LEFT, x2=WIDTH - RIGHT, y1=up(step), y2=up(step))
         write_text(chart, LEFT - 6, up(step) + 4, f"{step:.6g}", anchor="end")
-    for epoch in epochs[:: -(-len(epochs) // 8)]:
-        write_text(chart, across(epoch), HEIGHT - 17, str(epoch), anchor="middle")
-    write_text(chart, WIDTH - RIGHT, HEIGHT - 4, "epoch", anchor="end")
+    for number in numbers[:: -(-len(numbers) // 8)]:
+        write_text(chart, across(number), HEIGHT - 17, str(number), anchor="middle")
 
 
 def _curve(chart: Element, colour: str, places: Sequence[tuple[float, float]]) -> None:

@@ -17,6 +17,8 @@ from pac_core.report.sections import Section, sections
 from pac_core.report.svg import printable
 from pac_core.report.words import amount, count, score, size, span_of_time
 
+FOLDER = resources.files("pac_core.report")
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -44,7 +46,11 @@ def write(path: Path, content: Content) -> None:
     Raises:
         RunFailed: the file cannot be written.
     """
-    text = render(content)
+    write_page(path, render(content))
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a page or a picture, atomically; errors as in `write`."""
 
     def fill(place: Path) -> None:
         place.write_text(text, encoding="utf-8")
@@ -54,10 +60,19 @@ def write(path: Path, content: Content) -> None:
 
 def render(content: Content) -> str:
     """The report as one HTML page, which loads nothing from elsewhere and runs no script."""
-    folder = resources.files("pac_core.report")
+    return html(page(content))
+
+
+def html(shown: Page) -> str:
+    """A page as text."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_cleaned)
-    template = environment.from_string((folder / "page.html.j2").read_text("utf-8"))
-    return template.render(page=page(content), style=Markup((folder / "style.css").read_text("utf-8")))
+    template = environment.from_string((FOLDER / "page.html.j2").read_text("utf-8"))
+    return template.render(page=shown, style=Markup(style()))
+
+
+def style() -> str:
+    """The style sheet of pages and pictures."""
+    return (FOLDER / "style.css").read_text("utf-8")
 
 
 def page(content: Content) -> Page:

@@ -66,7 +66,7 @@ def sections(content: Content) -> Iterator[Section]:
     if content.phases:
         yield Section("Time and memory", figures=tuple(_phases(content)))
     yield _devices(content)
-    yield _plan(content.metrics["plan"])
+    yield plan_section(content.metrics["plan"])
     if content.timeline:
         yield _timeline(content)
     yield _cache(content.metrics)
@@ -74,11 +74,13 @@ def sections(content: Content) -> Iterator[Section]:
         yield _outcomes(content.outcomes)
 
 
-def _words(*names: str) -> tuple[Column, ...]:
+def words(*names: str) -> tuple[Column, ...]:
+    """Columns of short texts."""
     return tuple(Column(name) for name in names)
 
 
-def _numbers(*names: str) -> tuple[Column, ...]:
+def numbers(*names: str) -> tuple[Column, ...]:
+    """Columns of numbers."""
     return tuple(Column(name, number=True) for name in names)
 
 
@@ -117,13 +119,13 @@ def _figure(title: str, drawn: Sequence[Curve]) -> Figure:
     rows = [
         (str(epoch), *(score(values[epoch]) if epoch in values else UNKNOWN for values in by_epoch)) for epoch in epochs
     ]
-    legend = tuple((curve.name, _line(number)) for number, curve in enumerate(drawn))
+    legend = tuple((curve.name, line_mark(number)) for number, curve in enumerate(drawn))
     caption = "Epoch 0 is before training." if epochs[0] == 0 else ""
-    table = Table(title, _numbers("epoch", *(curve.name for curve in drawn)), tuple(rows))
+    table = Table(title, numbers("epoch", *(curve.name for curve in drawn)), tuple(rows))
     return Figure(title, curves(f"{title} by epoch", drawn), table, legend, caption)
 
 
-def _line(number: int) -> Markup:
+def line_mark(number: int) -> Markup:
     """A piece of the curve of this number."""
     mark = picture(28, 10, "", "mark")
     mark.set("aria-hidden", "true")
@@ -141,7 +143,7 @@ def _phases(content: Content) -> Iterator[Figure]:
         (name, span_of_time(p.seconds), percent(p.seconds / whole), size(p.resident_bytes))
         for name, p in zip(names, content.phases)
     ]
-    columns = (*_words("phase"), *_numbers("time", "share", "memory"))
+    columns = (*words("phase"), *numbers("time", "share", "memory"))
     took = [Bar(name, p.seconds, span_of_time(p.seconds)) for name, p in zip(names, content.phases)]
     used = [Bar(name, p.resident_bytes, size(p.resident_bytes)) for name, p in zip(names, content.phases)]
     for title, drawn in (("Time by phase", took), ("Memory in use by phase, at most", used)):
@@ -154,8 +156,8 @@ def _phases(content: Content) -> Iterator[Figure]:
 def _devices(content: Content) -> Section:
     listed = content.metrics["plan"]["stages"]
     stages = {device: number for number, stage in enumerate(listed, 1) for device in stage["devices"]}
-    numbers = _numbers("threads", "samples filled", "busy", "sent", "peak memory")
-    columns = (*_words("device", "stage", "kind"), *numbers)
+    counted = numbers("threads", "samples filled", "busy", "sent", "peak memory")
+    columns = (*words("device", "stage", "kind"), *counted)
     rows = [_device(device, stages) for device in content.metrics["devices"]]
     tables = [Table("Devices", columns, tuple(rows))]
     if content.device_use:
@@ -163,7 +165,7 @@ def _devices(content: Content) -> Section:
             (u.device, phase_words(u.phase), percent(u.busy), f"{size(u.bytes_per_s)}/s", size(u.resident_bytes))
             for u in content.device_use
         ]
-        columns = (*_words("device", "phase"), *_numbers("busy", "sent", "memory"))
+        columns = (*words("device", "phase"), *numbers("busy", "sent", "memory"))
         tables.append(Table("By phase", columns, tuple(use)))
     text = "Busy is the share of time in which a device did not wait for others." if content.device_use else ""
     return Section("Devices", text, tables=tuple(tables))
@@ -184,13 +186,14 @@ def _device(device: Mapping[str, Any], stages: Mapping[str, int]) -> tuple[str, 
     )
 
 
-def _plan(plan: Mapping[str, Any]) -> Section:
+def plan_section(plan: Mapping[str, Any]) -> Section:
+    """A plan, as it stands in ``plan.json``."""
     rows = []
     for number, stage in enumerate(plan["stages"], 1):
         layers = ", ".join(f"{stream} {first} to {last - 1}" for stream, (first, last) in stage["layers"].items())
         split = ", ".join(map(str, stage.get("rows", ()))) or UNKNOWN
         rows.append((str(number), ", ".join(map(str, stage["devices"])), layers, split))
-    columns = _words("stage", "devices", "layers", "rows of a micro-batch")
+    columns = words("stage", "devices", "layers", "rows of a micro-batch")
     parts = [f"Made by the scheduler {plan['scheduler']}"]
     if "schedule" in plan:
         parts.append(f"order {plan['schedule']}")
@@ -208,15 +211,16 @@ def _timeline(content: Content) -> Section:
     figure = Figure(
         "What each device did",
         timeline(spans),
-        Table("One mini-batch", (*_words("device"), *_numbers("computing", "idle", "share idle")), tuple(rows)),
-        legend=tuple((kind, _swatch(kind)) for kind in kinds),
+        Table("One mini-batch", (*words("device"), *numbers("computing", "idle", "share idle")), tuple(rows)),
+        legend=tuple((kind, swatch(kind)) for kind in kinds),
         caption="F2 is the forward pass of micro-batch 2, B2 its backward pass. Grey is idle: the pipeline's bubbles.",
         wide=True,
     )
     return Section("One mini-batch", figures=(figure,))
 
 
-def _swatch(kind: str) -> Markup:
+def swatch(kind: str) -> Markup:
+    """A box of a timeline, for its legend."""
     mark = picture(28, 10, "", "mark")
     mark.set("aria-hidden", "true")
     add(mark, "rect", f"box {kind}", x=0.5, y=0.5, width=27, height=9)
@@ -238,12 +242,12 @@ def _cache(metrics: Mapping[str, Any]) -> Section:
         ("samples that ran through the backbone", amount(backbone)),
         ("damaged entries, computed again", amount(cache["damaged"])),
     ]
-    return Section("Cache", tables=(Table("Cache", (*_words("what"), *_numbers("figure")), tuple(rows)),))
+    return Section("Cache", tables=(Table("Cache", (*words("what"), *numbers("figure")), tuple(rows)),))
 
 
 def _outcomes(outcomes: Sequence[Outcome]) -> Section:
     if outcomes[0].error is not None:
-        columns = (*_free("text"), *_numbers("expected", "predicted", "error"))
+        columns = (*_free("text"), *numbers("expected", "predicted", "error"))
         rows = tuple((o.text, o.expected, o.predicted, score(o.error or 0.0)) for o in outcomes)
         return Section("Examples", "The nearest and the farthest.", tables=(Table("Examples", columns, rows),))
     columns = _free("text", "expected", "predicted")

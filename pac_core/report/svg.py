@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from xml.etree import ElementTree
 
@@ -41,6 +42,26 @@ def write_text(parent: Element, x: float, y: float, text: str, style: str = "lab
 def markup(element: Element) -> Markup:
     """The picture as text that needs no further escaping."""
     return Markup(ElementTree.tostring(element, encoding="unicode"))
+
+
+def standalone(drawn: Markup, style: str) -> str:
+    """A picture as the text of a file of its own.
+
+    Args:
+        drawn: as `markup` gives it.
+        style: the page's style sheet; its colours are written out, since few programs but browsers know variables.
+    """
+    light = style.partition("{")[2].partition("}")[0]
+    colours = dict(re.findall(r"(--[\w-]+):\s*([^;]+);", light))
+    rules = re.sub(r"var\((--[\w-]+)\)", lambda found: colours.get(found[1], "none"), _rules(style))
+    head = str(drawn).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    begin, end, rest = head.partition(">")
+    return f"{begin}{end}<style>{rules}</style>{rest}\n"
+
+
+def _rules(style: str) -> str:
+    """The rules of a style sheet that are about what pictures hold: those of classes and of text."""
+    return "\n".join(line for line in style.splitlines() if re.match(r"(\.|text)[\w.]* ?\{", line.strip()))
 
 
 def round_steps(low: float, high: float, count: int = 4) -> list[float]:

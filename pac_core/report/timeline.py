@@ -14,6 +14,9 @@ WIDTH, ROW, TOP = 760.0, 30.0, 20.0
 LEFT, RIGHT = 110.0, 10.0
 NAME_LETTERS = 15
 
+LONG = 5.0
+"""Seconds from which on the clock counts in seconds."""
+
 
 @dataclass(frozen=True)
 class Share:
@@ -28,23 +31,42 @@ class Share:
 def timeline(spans: Sequence[Span]) -> Markup:
     """The picture; ``spans`` is not empty."""
     rows = by_device(spans)
-    start, end = _limits(spans)
+    start, end = limits(spans)
     height = TOP + ROW * len(rows)
     chart = picture(WIDTH, height, f"what {len(rows)} devices did in one mini-batch", "timeline")
-    scale = (WIDTH - LEFT - RIGHT) / max(end - start, 1e-9)
-    _clock(chart, end - start, scale, height)
+    draw_clock(chart, end - start, TOP, height)
     for number, (device, own) in enumerate(rows.items()):
-        top = TOP + ROW * number
-        write_text(chart, LEFT - 6, top + 18, _short(device), anchor="end")
-        add(chart, "rect", "trough", x=LEFT, y=top + 3, width=WIDTH - LEFT - RIGHT, height=ROW - 6)
-        for span in own:
-            _box(chart, span, LEFT + (span.start_s - start) * scale, top + 3, span.seconds * scale)
+        draw_row(chart, device, own, (start, end), TOP + ROW * number)
     return markup(chart)
+
+
+def draw_row(chart: Element, device: str, own: Sequence[Span], during: tuple[float, float], top: float) -> None:
+    """What a device did ``during`` some seconds, `ROW` high."""
+    scale = scale_of(during[1] - during[0])
+    write_text(chart, LEFT - 6, top + 18, _short(device), anchor="end")
+    add(chart, "rect", "trough", x=LEFT, y=top + 3, width=WIDTH - LEFT - RIGHT, height=ROW - 6)
+    for span in own:
+        _box(chart, span, LEFT + (span.start_s - during[0]) * scale, top + 3, span.seconds * scale)
+
+
+def draw_clock(chart: Element, seconds: float, top: float, bottom: float) -> None:
+    """Vertical lines at round times, which are written above ``top``."""
+    unit, factor = ("s", 1.0) if seconds >= LONG else ("ms", 1000.0)
+    for step in round_steps(0.0, seconds * factor, 8):
+        x = LEFT + step / factor * scale_of(seconds)
+        if x <= WIDTH - RIGHT + 1e-6:
+            add(chart, "line", "grid", x1=x, x2=x, y1=top - 4, y2=bottom)
+            write_text(chart, x, top - 8, f"{step:g} {unit}", anchor="end" if x > WIDTH - 2 * RIGHT else "middle")
+
+
+def scale_of(seconds: float) -> float:
+    """Units of the picture that a second takes, where that many are drawn."""
+    return (WIDTH - LEFT - RIGHT) / max(seconds, 1e-9)
 
 
 def shares(spans: Sequence[Span]) -> list[Share]:
     """How each device spent the time from the first beginning to the last end."""
-    start, end = _limits(spans)
+    start, end = limits(spans)
     whole = end - start
     found = []
     for device, own in by_device(spans).items():
@@ -53,17 +75,9 @@ def shares(spans: Sequence[Span]) -> list[Share]:
     return found
 
 
-def _limits(spans: Sequence[Span]) -> tuple[float, float]:
+def limits(spans: Sequence[Span]) -> tuple[float, float]:
+    """The first beginning and the last end."""
     return min(span.start_s for span in spans), max(span.end_s for span in spans)
-
-
-def _clock(chart: Element, seconds: float, scale: float, height: float) -> None:
-    """Vertical lines at round milliseconds."""
-    for step in round_steps(0.0, seconds * 1000, 8):
-        x = LEFT + step / 1000 * scale
-        if x <= WIDTH - RIGHT:
-            add(chart, "line", "grid", x1=x, x2=x, y1=TOP - 4, y2=height)
-            write_text(chart, x, TOP - 8, f"{step:g} ms", anchor="middle")
 
 
 def _box(chart: Element, span: Span, x: float, y: float, width: float) -> None:

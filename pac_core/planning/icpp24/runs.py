@@ -96,8 +96,8 @@ class Run:
         """
         cluster = setting.cluster(self.devices)
         if self.system == "pac":
-            groups = grouping(self.model, setting, self.devices, registry)
-            return _cut(self.profile, cluster, self.job(setting.rows * max(groups)), groups)
+            groups = grouping(self.profile, setting, self.devices, registry)
+            return cut(self.profile, cluster, self.job(setting.rows * max(groups)), groups)
         if self.system == "eco-fl":
             return plan(self.profile, cluster, self.job(setting.rows), "pipeline", registry)
         return plan(self.profile, cluster, self.job(setting.rows * self.devices), "data-parallel", registry)
@@ -130,10 +130,10 @@ def timeline(
     return simulate(found, run.profile, cluster, run.job(found.micro_batch_size), work)
 
 
-def grouping(model: str, setting: Setting, devices: int, registry: Registry) -> tuple[int, ...]:
+def grouping(model: Profile, setting: Setting, devices: int, registry: Registry) -> tuple[int, ...]:
     """Devices of each stage that `pac` chooses with one row a device in a micro-batch. As published it counts layers
     alone, not the table of embeddings. Where nothing fits, the groups of the plan that needs least memory more."""
-    layers = replace(profile(model, "pac"), embedding_bytes={})
+    layers = replace(model, embedding_bytes={})
     try:
         found = plan(layers, setting.cluster(devices), job(devices, devices), "pac", registry)
     except BadInput:
@@ -142,7 +142,7 @@ def grouping(model: str, setting: Setting, devices: int, registry: Registry) -> 
     return tuple(len(stage.devices) for stage in found.stages)
 
 
-def _cut(model: Profile, cluster: Cluster, work: Job, groups: Sequence[int]) -> Plan:
+def cut(model: Profile, cluster: Cluster, work: Job, groups: Sequence[int]) -> Plan:
     """The stages of these groups that run: as many micro-batches in flight as fit, then the slowest stage as fast as
     can be.
 

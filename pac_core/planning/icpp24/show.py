@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pac_core.planning.icpp24.beyond import PADDED, WAYS, Beyond
 from pac_core.planning.icpp24.calibrate import CELLS
 from pac_core.planning.icpp24.tables import Pair, Reproduction
+
+GOAL = 2.0
+"""How many times as fast as the paper a run is to be."""
 
 
 def markdown(found: Reproduction) -> str:
@@ -23,6 +27,45 @@ def markdown(found: Reproduction) -> str:
             *_by_model("Figure 11: hours on MRPC, by epochs", found.figure11, "run"),
         ]
     )
+
+
+def beyond_markdown(found: Beyond) -> str:
+    """Tables of hours by number of devices: in brackets how many times as fast as printed, and as our prediction of
+    PAC as published."""
+    told = found.to_json()
+    return "\n\n".join([*(_beyond(int(devices), by_way) for devices, by_way in told.items()), _verdict(found)])
+
+
+def _beyond(devices: int, by_way: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    models = list(next(iter(by_way.values())))
+    lines = [["way", *models, "what it does"], ["---"] * (len(models) + 2)]
+    lines += [[name, *(_gain(row[model]) for model in models), WAYS[name].why] for name, row in by_way.items()]
+    return f"{devices} devices:\n\n" + "\n".join(_line(cells) for cells in lines)
+
+
+def _gain(cell: Mapping[str, Any]) -> str:
+    if cell["hours"] is None:
+        return "—"
+    return f"{cell['hours']:.3f} ({cell['times_paper']:.2f}, {cell['times_published']:.2f})"
+
+
+def _verdict(found: Beyond) -> str:
+    """Whether the goal is reached with what runs can do."""
+    lines = []
+    for devices, by_way in found.to_json().items():
+        least = {
+            name: min(cell["times_published"] or 0.0 for cell in row.values())
+            for name, row in by_way.items()
+            if not WAYS[name].quantised
+        }
+        best = max(least, key=lambda name: least[name])
+        reached = "reached" if least[best] >= GOAL else "not reached"
+        lines.append(
+            f"- {devices} devices: twice as fast as PAC as published, on all three models, is {reached} without int8 "
+            f"backbones. *{best}* is at least {least[best]:.2f} times as fast, "
+            f"*{PADDED}* at least {least[PADDED]:.2f} times."
+        )
+    return "\n".join(lines)
 
 
 def _summary(found: Reproduction) -> str:

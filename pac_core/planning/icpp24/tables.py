@@ -166,7 +166,8 @@ def _figure10(setting: Setting, facts: Facts, registry: Registry) -> Mapping[str
     """Devices of each stage."""
     return {
         model: {
-            count: _pair(theirs, list(grouping(model, setting, int(count), registry))) for count, theirs in by.items()
+            count: _pair(theirs, list(grouping(profile(model, "pac"), setting, int(count), registry)))
+            for count, theirs in by.items()
         }
         for model, by in facts.data["figure10_grouping"].items()
     }
