@@ -99,9 +99,10 @@ def main() -> None:
     parser.add_argument("--plans", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=64, help="of each sample")
+    parser.add_argument("--folder", type=Path, default="/dev/shm", help="for the caches; not on a disk that all share")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="pac-emulated-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="pac-emulated-", dir=options.folder) as scratch:
         result = measure(options, Path(scratch))
     text = json.dumps(result, indent=2)
     if options.output:
@@ -289,7 +290,7 @@ def predict(plan: Plan, profile: Profile, link: Link, options: argparse.Namespac
     gather = seconds_of(run, gathered(run))
     seconds = {
         "fill": phases["scales"] + phases["fill"] + gather,
-        "spread": phases["spread"] + cached,
+        "spread": phases["spread"] - gather + cached,
         "cached": cached,
     }
     return {"seconds": seconds, "bytes": timeline.bytes_sent, "phases": [asdict(phase) for phase in timeline.phases]}

@@ -105,7 +105,7 @@ class Worker:
         self, meeting: Meeting, facts: DeviceFacts, options: WorkerOptions, say: Callable[[str], None]
     ) -> None:
         self._meeting = meeting
-        self._facts = facts
+        self._facts = facts.model_copy(update={"emulates": options.emulate or ""})
         self._options = options
         self._say = say
         self._leaders: dict[str, str] = {}  # those that are there, and their names

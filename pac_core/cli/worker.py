@@ -80,8 +80,6 @@ def worker(
     meeting = join(MeetingOptions(leader or (), folder, cluster, discover, host if listen in interfaces() else ""))
     try:
         facts = facts_of_process(called, options.disk, options.threads)
-        if stands_for is not None:
-            facts = facts.model_copy(update={"emulates": stands_for.name})
         what = f"{facts.gflops:.0f} GFLOP/s" if stands_for is None else f"emulates {stands_for.title}"
         say(f"worker '{called}': {options.threads} threads, {what}")
         for address in leader or ():
