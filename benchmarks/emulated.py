@@ -97,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rates", type=int, nargs="+", default=[1000, 128], help="Mbit/s")
     parser.add_argument("--plans", nargs="+", default=list(SHAPES), choices=list(SHAPES))
-    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--samples", type=int, default=96)
     parser.add_argument("--tokens", type=int, default=64, help="of each sample")
     parser.add_argument("--folder", type=Path, default="/dev/shm", help="for the caches; not on a disk that all share")
     parser.add_argument("--output", type=Path)
