@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 
-CATCH_UP = 0.03
+CATCH_UP = 0.05
 """Seconds that a device is behind at most: what took longer, as loading does, was no part of computing."""
 
 
