@@ -22,16 +22,17 @@ import os
 import random
 import shutil
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from transformers import BertConfig
 
 from pac_core.addresses import join_address
 from pac_core.contracts.adapter import ParallelAdapterConfig
@@ -45,8 +46,9 @@ from pac_core.planning.phases import Run
 from pac_core.planning.profile import analytic_profile
 from pac_core.planning.simulate import Work, simulate
 from pac_core.registry import Registry
+from pac_core.testing.hollow import save_hollow
 from pac_core.testing.hosts import Host, Network, network
-from pac_core.testing.tiny import WORDS, tiny_tokenizer
+from pac_core.testing.tiny import WORDS
 from pac_core.weights import describe
 
 CARD = "jetson-nano"
@@ -112,7 +114,7 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All plans at all rates."""
-    write_model(folder / "model")
+    save_hollow(folder / "model", BertConfig(num_hidden_layers=LAYERS))
     write_data(folder / "train.jsonl", options.samples, options.tokens)
     profile = profile_of(folder / "model")
     size = max(SHAPES[name].devices for name in options.plans)
@@ -131,27 +133,6 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {"samples": options.samples, "tokens": options.tokens, "runs": runs}
 
 
-def write_model(folder: Path) -> None:
-    """A checkpoint of BERT-base's shape, whose weights are a hole in the file: nobody reads them."""
-    import torch
-    from transformers import BertConfig, BertModel
-
-    config = BertConfig(num_hidden_layers=LAYERS)
-    tiny_tokenizer().save_pretrained(folder)
-    config.save_pretrained(folder)
-    with torch.device("meta"):
-        weights = BertModel(config).state_dict()
-    heads: dict[str, Any] = {}
-    end = 0
-    for name, tensor in weights.items():
-        begin, end = end, end + 4 * tensor.numel()
-        heads[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(heads).encode()
-    with open(folder / "model.safetensors", "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + end)
-
-
 def write_data(file: Path, samples: int, tokens: int) -> None:
     """Texts of so many tokens, one of which begins it."""
     draw = random.Random(0)
@@ -161,8 +142,6 @@ def write_data(file: Path, samples: int, tokens: int) -> None:
 
 def profile_of(model: Path) -> Profile:
     """Of the model with the default adapter."""
-    import torch
-
     info = describe(model, torch.float32, Registry()).info
     return analytic_profile(info, ParallelAdapterConfig(), "encoder", head=False)
 

@@ -122,8 +122,8 @@ class RunConfig(Part):
     """What plans stages and device groups: single, data-parallel, pipeline, ...; if left out every device has the whole
     model."""
     emulate: str | None = None
-    """A device card, such as jetson-nano: instead of computing, every device waits for as long as one of that kind would
-    compute. Messages, cache and schedule are real; nothing is learnt, and no adapter is written."""
+    """A device card, such as jetson-nano: every device waits for as long as one of that kind would compute. Messages,
+    cache and schedule are real; nothing is learnt, and no adapter is written."""
     plan: Path | None = None
     """A plan.json that a former run on the same devices wrote, to be used again."""
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from typing import Any, Self
 
-
 CATCH_UP = 0.05
 """Seconds that a device is behind at most: what took longer, as loading does, was no part of computing."""
 
@@ -15,9 +14,9 @@ class Clock:
     """Lets seconds of computing pass on the thread that calls it.
 
     What this thread itself takes of the processor between two waits (cutting batches, making tensors, encoding entries)
-    belongs to the computing that is waited for, so a wait is shorter by it. What it spends blocked, as on a message, does
-    not. A wait that ends late, since the machine is busy or the timer coarse, shortens the next one, unless the device
-    has been idle in between for as long.
+    belongs to the computing that is waited for, so a wait is shorter by it. What it spends blocked, as on a message,
+    does not. A wait that ends late, since the machine is busy or the timer coarse, shortens the next one, unless the
+    device has been idle in between for as long.
 
     Args:
         now, used, sleep: seconds of wall time and of this thread's processor time so far, and how to wait; for tests.

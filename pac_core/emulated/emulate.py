@@ -13,8 +13,8 @@ from pac_core.contracts.cluster import Cluster, Job, Profile
 from pac_core.contracts.scheduler import Plan, StagePlan
 from pac_core.emulated.backbone import EmulatedBackbone
 from pac_core.emulated.clock import Clock
-from pac_core.emulated.waits import Waits
 from pac_core.emulated.side import EmulatedSide
+from pac_core.emulated.waits import Waits
 from pac_core.errors import BadInput
 from pac_core.planning.cards import card
 from pac_core.planning.memory import lack, stage_bytes

@@ -159,7 +159,9 @@ def phases(run: Run, whole: Played) -> Iterator[Phase]:
         return
     steps = Cached(run)
     sent = replace(run.found, cached_bytes=work.travelling(run.found.cached_bytes, run.job))
-    spread = spread_of(run.plan, sent, run.slices, work.samples, run.tokens, trained=not work.prefill, scaled=work.scaled)
+    spread = spread_of(
+        run.plan, sent, run.slices, work.samples, run.tokens, trained=not work.prefill, scaled=work.scaled
+    )
     arrivals = spread.arrivals(run.cluster, run.names)
     added = steps.waited(arrivals) if work.overlaps else float(arrivals[:, -1].max())
     yield Phase("spread", added, spread.sent)

@@ -145,9 +145,7 @@ def received(transport: Transport, source: int, tag: Tag, timeout: float | None)
     return _united(transport, source, tag, transport.irecv(source, tag).wait(timeout), timeout)
 
 
-def _united(
-    transport: Transport, source: int, tag: Tag, first: Message, timeout: float | None
-) -> dict[str, Tensor]:
+def _united(transport: Transport, source: int, tag: Tag, first: Message, timeout: float | None) -> dict[str, Tensor]:
     """As `received`, once the first message is there."""
     rest = [transport.irecv(source, tag._replace(micro_batch=i)) for i in range(1, first.header["messages"])]
     messages = [first, *(work.wait(timeout) for work in rest)]

@@ -27,9 +27,7 @@ FREE = Link(1e12, 0.0)
 """Between threads messages take next to no time."""
 
 PLANS = {
-    "pipeline": Plan(
-        (StagePlan({"encoder": (0, 1)}, ("a",), (2,)), StagePlan({"encoder": (1, 4)}, ("b",), (2,))), 4
-    ),
+    "pipeline": Plan((StagePlan({"encoder": (0, 1)}, ("a",), (2,)), StagePlan({"encoder": (1, 4)}, ("b",), (2,))), 4),
     "hybrid, uneven": Plan(
         (StagePlan({"encoder": (0, 3)}, ("a", "b"), (3, 1)), StagePlan({"encoder": (3, 4)}, ("c",), (4,))), 2, "gpipe"
     ),
@@ -70,7 +68,7 @@ def test_a_run_takes_as_long_and_sends_as_much_as_predicted(
     expected = predicted(plan, hollow)
     phases = {phase.name: phase.seconds for phase in expected.phases}
     ratios = []
-    for attempt in range(4):  # this machine may be busy with something else
+    for _ in range(4):  # this machine may be busy with something else
         found = measured(plan, given(), tmp_path)
         ratios.append(found["epochs"][0]["seconds"] / (phases["scales"] + phases["fill"]))
         assert sum(device["bytes_sent"] for device in found["devices"]) == pytest.approx(expected.bytes_sent, rel=0.05)

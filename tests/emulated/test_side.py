@@ -49,7 +49,8 @@ def test_layers_of_the_backbone_give_zeros_after_a_wait(parts: Any) -> None:
     after = list(backbone.run(ENCODER, 0, layers, entry))
     assert [tuple(each["hidden"].shape) for each in after] == [(2, 5, WIDTH)] * layers
     assert all(bool((each["hidden"] == 0).all()) and each["hidden"].dtype == torch.float32 for each in after)
-    assert len(waited) == layers and min(waited) > 0
+    assert len(waited) == layers
+    assert min(waited) > 0
 
 
 def test_its_entries_are_never_taken_for_real_ones(parts: Any) -> None:
@@ -85,7 +86,8 @@ def test_gradients_are_ready_as_the_backward_pass_goes_on(parts: Any) -> None:
     last = backbone.info.stream(side.target).layers
     late = [when for name, when in order if f"{side.target}.layers.{last}." in name]
     early = [when for name, when in order if f"{side.reads[0]}.layers.1." in name]
-    assert late and early and max(late) <= before + 1 and min(early) >= 2 * before - 1
+    assert max(late) <= before + 1
+    assert min(early) >= 2 * before - 1
 
 
 def test_a_slice_holds_what_the_real_one_would(parts: Any) -> None:

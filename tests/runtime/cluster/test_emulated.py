@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
+from pac_core.contracts.cluster import Cluster
 from pac_core.errors import BadInput, RunFailed
 from pac_core.planning.cards import card
 from pac_core.planning.make import FAR
-from pac_core.runtime.cluster_crew import crew_for
 from pac_core.registry import Registry
+from pac_core.runtime.cluster_crew import crew_for
 
 CARD = "jetson-nano"
 
@@ -28,11 +29,17 @@ def test_emulated_devices_are_planned_for_by_their_cards(config: Any, home: Any)
     given = config(devices=str(home.file("kitchen")), emulate=CARD)
     crew = crew_for(given, Registry())
     assert crew is not None
-    with pytest.raises(RunFailed, match="seen enough"), crew:
-        found = crew.devices
-        raise RunFailed("seen enough")
-    assert found.devices == (card(CARD).device("desk"), card("raspberry-pi-5").device("kitchen"))
-    assert found.default == FAR
+    found: list[Cluster] = []
+
+    def look() -> None:
+        with crew:
+            found.append(crew.devices)
+            raise RunFailed("seen enough")
+
+    with pytest.raises(RunFailed, match="seen enough"):
+        look()
+    assert found[0].devices == (card(CARD).device("desk"), card("raspberry-pi-5").device("kitchen"))
+    assert found[0].default == FAR
 
 
 def test_workers_wait_by_their_own_cards(run: Any, home: Any, tmp_path: Path) -> None:
