@@ -76,7 +76,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
         free = device["memory_free_bytes"]
         table.add_row(
             device["name"],
-            f"{device['state']}, emulates {readable(device['emulates'])}" if device["emulates"] else device["state"],
+            device["state"],
             str(device["cores"]),
             f"{'?' if free is None else f'{free / 1e9:.1f}'} of {device['memory_bytes'] / 1e9:.1f} GB",
             f"{device['disk_free_bytes'] / 1e9:.1f} GB",
@@ -89,6 +89,8 @@ def _print(rows: list[dict[str, Any]]) -> None:
     for device in rows:
         if device["why"]:
             console.print(f"{device['name']}: {device['why']}", soft_wrap=True)
+        if device.get("emulates"):
+            console.print(f"{device['name']}: emulates {readable(device['emulates'])}", soft_wrap=True)
 
 
 def add(app: typer.Typer) -> None:
