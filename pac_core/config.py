@@ -121,6 +121,9 @@ class RunConfig(Part):
     scheduler: str | None = None
     """What plans stages and device groups: single, data-parallel, pipeline, ...; if left out every device has the whole
     model."""
+    emulate: str | None = None
+    """A device card, such as jetson-nano: every device waits for as long as one of that kind would compute. Messages,
+    cache and schedule are real; nothing is learnt, and no adapter is written."""
     plan: Path | None = None
     """A plan.json that pac plan, or a former run on the same devices, wrote."""
 

@@ -42,6 +42,7 @@ class DeviceFacts(BaseModel):
         gflops: 10^9 float32 operations a second in matrix products of a transformer's sizes, with `threads` threads.
         threads: for computing.
         torch: version.
+        emulates: card of the device that it stands for; empty for one that computes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -57,6 +58,7 @@ class DeviceFacts(BaseModel):
     gflops: float
     threads: int
     torch: str
+    emulates: str = ""
 
 
 def facts_here(name: str, disk: Path, threads: int | None = None) -> DeviceFacts:

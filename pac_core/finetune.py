@@ -14,6 +14,7 @@ from typing import Any
 from pac_core.config import RunConfig
 from pac_core.contracts.cluster import Cluster
 from pac_core.contracts.transport import Transport
+from pac_core.emulated.emulate import check_emulated, emulated, emulating
 from pac_core.errors import RunFailed, TransportError
 from pac_core.events import CheckpointSaved, EpochDone, Event, MiniBatchTimed, RunFinished, RunStarted, StepDone
 from pac_core.files import check_writable, read_tensors, write_json, write_tensors
@@ -85,7 +86,7 @@ class FineTuner:
         self, config: RunConfig, *, registry: Registry | None = None, observers: Sequence[Observer] = ()
     ) -> None:
         self.config = config
-        self.registry = registry or Registry()
+        self.registry = emulating(registry or Registry(), config)
         self.checkpoint = config.output / "checkpoint"
         self.team: Team = ALONE
         self.stages: Stages | None = None
@@ -111,7 +112,7 @@ class FineTuner:
         if crew is None:
             self._begin()
             loaded = load(self.config, self.registry)
-            return self._run(loaded, run_plan(self.config, loaded, self.registry, processes_here(1)))
+            return self._run(loaded, self._plan(loaded, emulated(processes_here(1), self.config.emulate)))
         with crew:
             try:
                 if not crew.leads:
@@ -135,9 +136,10 @@ class FineTuner:
         self._begin()
         loaded = load(self.config, self.registry, {} if has_stages(self.config) else None)
         self._names = [device.name for device in devices.devices]
-        planned = run_plan(self.config, loaded, self.registry, devices)
+        planned = self._plan(loaded, devices)
         self.team = Replicas(connect())
-        hand_out(self.team.transport, loaded, planned, devices.devices if remote else None)
+        sends_weights = remote and self.config.emulate is None
+        hand_out(self.team.transport, loaded, planned, devices.devices if sends_weights else None)
         return self._run(loaded, planned)
 
     def take_part(self, transport: Transport) -> RunResult:
@@ -150,6 +152,11 @@ class FineTuner:
         self._begin()
         self.team = Replicas(transport)
         return self._run(*take(transport, self.config, self.registry))
+
+    def _plan(self, loaded: Loaded, devices: Cluster) -> RankedPlan | None:
+        planned = run_plan(self.config, loaded, self.registry, devices)
+        check_emulated(self.config, loaded, planned, devices)
+        return planned
 
     def _begin(self) -> None:
         self._recorder.begin()
@@ -250,9 +257,10 @@ class FineTuner:
         progress: Progress | None = None
         if self.team.leads and self.config.resume and trainer.checkpoint.exists():
             progress = load_checkpoint(trainer.checkpoint, model, optimizer, trainer.identity)
-        self.team.align(model)
         plain = {"progress": None if progress is None else vars(progress)}
         plain, tensors = self.team.from_leader(plain, moments(model, optimizer))
+        if self.stages is None or plain["progress"] is not None:  # stages have told each other all that is new
+            self.team.align(model)
         if plain["progress"] is None:
             return None
         if tensors and not self.team.leads:
@@ -352,11 +360,14 @@ class FineTuner:
         devices = device_reports(self.team, model, time.perf_counter() - self._began, self._names)
         if source is None:
             return RunResult(output, {}, model)
-        save(self.config, model, source)
+        if self.config.emulate is None:
+            save(self.config, model, source)
         if model.task.generates and loaded.eval and self.config.generation.eval_samples:
             written = self._generated(model, source)
             final = Evaluation(final.metrics | written.metrics, written.predictions)
         metrics = run_metrics(loaded, progress, plan, final.metrics, devices)
+        if self.config.emulate is not None:
+            metrics = {"emulated": True, **metrics}
         write_json(output / "plan.json", plan)
         write_json(output / "metrics.json", metrics)
         write_report(self.config, loaded, source, metrics, final.predictions, self._recorder)

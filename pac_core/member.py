@@ -53,15 +53,16 @@ def take_part(assignment: Assignment) -> None:
         KeyboardInterrupt: the run was stopped.
     """
     config, registry = RunConfig.build(assignment.config), Registry(blocked=assignment.blocked)
+    tuner = FineTuner(config, registry=registry)
     if assignment.purpose == "train":
-        warm_up(config, registry)
+        warm_up(config, tuner.registry)
     sys.stdout.buffer.write(READY)
     sys.stdout.buffer.flush()
     with connect(assignment, registry) as transport:
         if assignment.purpose == "profile":
             profiling.take_part(transport, config, registry)
         else:
-            FineTuner(config, registry=registry).take_part(transport)
+            tuner.take_part(transport)
 
 
 def _end_with_starter(assignment: Assignment) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import logging
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
 
@@ -126,6 +127,15 @@ class Registry:
         if entry is None:
             raise UnknownPlugin(self._unknown(kind, name))
         return entry.factory
+
+    def wrapped(self, wraps: Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]) -> Registry:
+        """This registry with other factories: for some kinds, what to make of each factory."""
+        found = copy.copy(self)
+        found._registered = {
+            key: replace(entry, factory=wraps[entry.kind](entry.factory)) if entry.kind in wraps else entry
+            for key, entry in self._registered.items()
+        }
+        return found
 
     def _unknown(self, kind: str, name: str) -> str:
         names = self.names(kind)

@@ -52,6 +52,7 @@ class WorkerOptions:
         cache_dir: folder for the cache, in the place of the leader's.
         once: end after one job.
         blocked: plugins to leave out.
+        emulate: card of the device that it stands for; None computes.
     """
 
     keys: Path
@@ -61,6 +62,7 @@ class WorkerOptions:
     cache_dir: Path | None = None
     once: bool = False
     blocked: tuple[str, ...] = ()
+    emulate: str | None = None
 
     @property
     def disk(self) -> Path:
@@ -103,7 +105,7 @@ class Worker:
         self, meeting: Meeting, facts: DeviceFacts, options: WorkerOptions, say: Callable[[str], None]
     ) -> None:
         self._meeting = meeting
-        self._facts = facts
+        self._facts = facts.model_copy(update={"emulates": options.emulate or ""})
         self._options = options
         self._say = say
         self._leaders: dict[str, str] = {}  # those that are there, and their names
@@ -215,6 +217,7 @@ class Worker:
 
     def _assignment(self, job: Job) -> Assignment:
         options, config = self._options, dict(job.config)
+        config["emulate"] = options.emulate
         cache = config.get("cache", {})
         if options.cache_dir is not None and isinstance(cache, dict):
             config["cache"] = {**cache, "dir": str(options.cache_dir)}

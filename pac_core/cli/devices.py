@@ -90,6 +90,8 @@ def _print(rows: list[dict[str, Any]]) -> None:
     for device in rows:
         if device["why"]:
             console.print(f"{device['name']}: {device['why']}", soft_wrap=True)
+        if device.get("emulates"):
+            console.print(f"{device['name']}: emulates {readable(device['emulates'])}", soft_wrap=True)
 
 
 def add(app: typer.Typer) -> None:

@@ -62,6 +62,10 @@ def finetune(
     ] = None,
     scheduler: Annotated[str | None, typer.Option(help="Planner of stages: pipeline, data-parallel, ...")] = None,
     plan: Annotated[Path | None, typer.Option(help="A plan.json of pac plan, or of a former run.")] = None,
+    emulate: Annotated[
+        str | None,
+        typer.Option(metavar="CARD", help="Wait as devices such as jetson-nano would compute; learns nothing."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the output folder.")] = False,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any configuration key; may be repeated.")
@@ -91,6 +95,7 @@ def finetune(
         "devices": devices,
         "scheduler": scheduler,
         "plan": plan,
+        "emulate": emulate,
         "resume": resume or None,
     }
     given = {key: value for key, value in flags.items() if value is not None}
@@ -109,6 +114,9 @@ def finetune(
         return
     if result.metrics["eval"]:
         Console().print(result_table(result.metrics))
+    if result.metrics.get("emulated"):
+        say(f"nothing was trained; times and bytes are in {result.output}/metrics.json and report.html")
+        return
     say(f"saved to {result.output}; try: pac predict --adapter {result.output} TEXT")
 
 

@@ -18,6 +18,7 @@ from pac_core.errors import BadInput
 from pac_core.facts import facts_of_process
 from pac_core.keys import KeyFolder, default_folder
 from pac_core.machine import core_count
+from pac_core.planning.cards import card
 from pac_core.registry import Registry
 from pac_core.worker import Worker, WorkerOptions
 
@@ -44,6 +45,10 @@ def worker(
         int | None, typer.Option(min=1, max=MOST_THREADS, help="Threads to compute with (default: all cores)")
     ] = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Folder for the cache, in place of the leader's.")] = None,
+    emulate: Annotated[
+        str | None,
+        typer.Option(metavar="CARD", help="Stand for a device such as jetson-nano: wait instead of computing."),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="End after one run.")] = False,
     discover: Annotated[bool, typer.Option("--discover", help="Find the leader in the local network (mDNS).")] = False,
     cluster: Annotated[str, typer.Option(help="The cluster, whose allow-list holds.")] = "home",
@@ -56,6 +61,7 @@ def worker(
     join = getattr(Registry(blocked=no_plugin or ()).get("transports", transport), "join_meeting", None)
     if join is None:
         raise BadInput(f"transport '{transport}' is not for workers that people start; choose zmq")
+    stands_for = None if emulate is None else card(emulate)
     folder, host = keys or default_folder(), interface_address(listen) if listen in interfaces() else listen
     if host:
         free_port(split_address(host)[0] if host.startswith("tcp://") else host)  # or say that there is none
@@ -67,13 +73,15 @@ def worker(
         cache_dir=None if cache_dir is None else cache_dir.absolute(),
         once=once,
         blocked=tuple(no_plugin or ()),
+        emulate=emulate,
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     called = name or KeyFolder(folder).name_and_key()[0]
     meeting = join(MeetingOptions(leader or (), folder, cluster, discover, host if listen in interfaces() else ""))
     try:
         facts = facts_of_process(called, options.disk, options.threads)
-        say(f"worker '{called}': {options.threads} threads, {facts.gflops:.0f} GFLOP/s")
+        what = f"{facts.gflops:.0f} GFLOP/s" if stands_for is None else f"emulates {stands_for.title}"
+        say(f"worker '{called}': {options.threads} threads, {what}")
         for address in leader or ():
             say_if_unreachable(address)
         with Worker(meeting, facts, options, say) as at_work:

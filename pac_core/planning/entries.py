@@ -61,7 +61,14 @@ class Spread:
 
 
 def spread_of(
-    plan: Plan, found: Costs, slices: Sequence[tuple[int, int]], samples: int, tokens: float, *, trained: bool
+    plan: Plan,
+    found: Costs,
+    slices: Sequence[tuple[int, int]],
+    samples: int,
+    tokens: float,
+    *,
+    trained: bool,
+    scaled: int = 0,
 ) -> Spread:
     """What is sent if all devices own equal shares of the samples.
 
@@ -69,12 +76,17 @@ def spread_of(
         found: costs with the bytes of entries as they travel.
         tokens: of a sample, in all streams.
         trained: whether the first epoch has trained the slices of the side network.
+        scaled: samples that went through the stages once before that; then two devices of a group may have the same
+            entry, and both send it.
     """
     size = plan.size
     stages = [plan.place(rank)[0] for rank in range(size)]
-    rows = [own / plan.micro_batch_size for stage in plan.stages for own in stage.rows]
-    made = np.array([slice_of(found.cached_bytes, *slices[s]) * part for s, part in zip(stages, rows)]) * samples
-    messages = np.repeat(made[:, None] / size, size, axis=1)
+    each = np.array([slice_of(found.cached_bytes, *slices[stage]) for stage in stages])
+    mixed, met = _mixed(plan), _met(plan)
+    messages = each[:, None] * samples * (met if trained else mixed)
+    if trained:  # but a device that owns a sample and has run all its layers lacks nothing
+        twice = mixed * (1 - size * met) if len(plan.stages) > 1 else 0 * mixed
+        messages = messages + each[:, None] * min(scaled, samples) * twice.clip(0)
     np.fill_diagonal(messages, 0.0)
     state = np.zeros((size, size))
     if trained:
@@ -83,6 +95,26 @@ def spread_of(
             state[plan.group(number)[0]] = [STATE * weights * (stage != number) for stage in stages]
     chunk = max(CHUNK_TOKENS // max(tokens, 1.0), 1.0)
     return Spread(messages, state, max(int(np.ceil(samples / size / chunk)), 1))
+
+
+def _mixed(plan: Plan) -> Matrix:
+    """(makers, owners) parts of all samples that a device runs and another one owns, where the two have nothing to do
+    with each other: a prefill goes by length."""
+    rows = np.array([own / plan.micro_batch_size for stage in plan.stages for own in stage.rows])
+    return np.repeat(rows[:, None] / plan.size, plan.size, axis=1)
+
+
+def _met(plan: Plan) -> Matrix:
+    """The same where the stages run training's own batches, whose columns each device owns some of (see
+    `pac_core.batches`): a row of a batch is on the same device of a stage, and has the same owner, in all of them."""
+    batch, size = plan.micro_batches * plan.micro_batch_size, plan.size
+    ends = np.round(np.arange(1, size + 1) / size * batch)
+    owners = np.searchsorted(ends, np.arange(batch), side="right")
+    found = np.zeros((size, size))
+    for number, stage in enumerate(plan.stages):
+        makers = np.repeat(plan.group(number), stage.rows)
+        np.add.at(found, (np.tile(makers, plan.micro_batches), owners), 1 / batch)
+    return found
 
 
 def _links(cluster: Cluster, names: Sequence[str]) -> tuple[Matrix, float]:

@@ -14,14 +14,17 @@ from pac_core.contracts.cluster import Cluster, DeviceProfile, Job
 from pac_core.contracts.scheduler import Plan
 from pac_core.planning.cost import FORWARD, Costs, Crossing, Seconds, all_reduce_s, disk_s, slice_of, update_s
 from pac_core.planning.entries import Matrix, spread_of
-from pac_core.planning.events import Played, forward_only, play
+from pac_core.planning.events import TOLD, Played, forward_only, play
 from pac_core.planning.slowness import Slowness
 from pac_core.planning.work import Work
 from pac_core.runtime.passes import PASS_TOKENS, PASSES, widened
 from pac_core.runtime.schedule import actions_of
 from pac_core.spans import Span
 
-PhaseName = Literal["prefill", "fill", "spread", "cached"]
+PhaseName = Literal["weights", "scales", "prefill", "fill", "spread", "cached"]
+
+BUCKET_BYTES = 1 << 20
+"""Gradients that are summed at once; see `pac_core.runtime.overlap`."""
 
 DRAWN = 16
 """Mini-batches that are played where they differ by chance; the others take as long as these do on average."""
@@ -36,7 +39,8 @@ class Phase:
 
     Attributes:
         name: ``"prefill"`` if the backbone runs alone, ``"fill"`` if the side network trains through the stages as well
-            (all epochs without a cache), ``"spread"``, ``"cached"``.
+            (all epochs without a cache), ``"spread"``, ``"cached"``; before them, where a run has them, ``"weights"``
+            and ``"scales"`` (see `pac_core.planning.beginning`).
         seconds: that it adds to the run. Of a spreading beside the first cached epoch, those that training waits.
         bytes_sent: from device to device.
         bytes_written, bytes_read: of cache entries, by all devices together.
@@ -160,7 +164,9 @@ def phases(run: Run, whole: Played) -> Iterator[Phase]:
         return
     steps = Cached(run)
     sent = replace(run.found, cached_bytes=work.travelling(run.found.cached_bytes, run.job))
-    spread = spread_of(run.plan, sent, run.slices, work.samples, run.tokens, trained=not work.prefill)
+    spread = spread_of(
+        run.plan, sent, run.slices, work.samples, run.tokens, trained=not work.prefill, scaled=work.scaled
+    )
     arrivals = spread.arrivals(run.cluster, run.names)
     added = steps.waited(arrivals) if work.overlaps else float(arrivals[:, -1].max())
     yield Phase("spread", added, spread.sent)
@@ -216,9 +222,10 @@ class Cached:
         self.run = run
         self.count = -(-run.work.samples // run.job.batch_size)
         self.rows = run.work.samples / self.count / run.plan.size
-        found = run.found
-        self._reduce_s = all_reduce_s(run.cluster, run.names, found.gradient_bytes[-1])
-        self._updates = np.array([update_s(device, found.gradient_bytes[-1]) for device in run.devices])
+        size = run.found.gradient_bytes[-1]
+        self._reduce_s = all_reduce_s(run.cluster, run.names, size)
+        self._after_s = self._left(size) if run.work.sums_beside else self._reduce_s
+        self._updates = np.array([update_s(device, size) for device in run.devices])
         self._reads = np.array([disk_s(d, self.rows * run.found.cached_bytes[-1]) for d in run.devices])
         self._computes = np.array([self._side_seconds(device).both for device in run.devices])
 
@@ -234,13 +241,23 @@ class Cached:
     @property
     def step_s(self) -> float:
         """Seconds of a step without random slowness."""
-        return float((self._reads + self._computes).max() + self._reduce_s + self._updates.max())
+        return float((self._reads + self._computes).max() + self._after_s + self._updates.max())
 
     @property
     def epoch_s(self) -> float:
         """Seconds of an epoch."""
         own = self._own(min(self.count, DRAWN_STEPS))
-        return float(self.count * (own.max(1).mean() + self._reduce_s + self._updates.max()))
+        return float(self.count * (own.max(1).mean() + self._after_s + self._updates.max()))
+
+    def _left(self, size: float) -> float:
+        """Seconds that sums of ``size`` bytes go on after the backward pass, if each bucket's begins once it is ready;
+        a last one is of the loss."""
+        run, count = self.run, max(int(size // BUCKET_BYTES), 1)
+        back = max(run.found.side_seconds(device, self.rows).backward for device in run.devices)
+        taken, done = all_reduce_s(run.cluster, run.names, size / count), 0.0
+        for number in range(1, count + 1):
+            done = max(done, back * number / count) + taken
+        return done - back + all_reduce_s(run.cluster, run.names, TOLD)
 
     def _own(self, count: int) -> Matrix:
         """(steps, devices) seconds until each device has its gradients."""
@@ -262,7 +279,7 @@ class Cached:
         if not arrivals.any():
             return 0.0
         own = self._own(min(self.count, DRAWN_STEPS))
-        together = self._reduce_s + float(self._updates.max())
+        together = self._after_s + float(self._updates.max())
         clock, alone, late = 0.0, 0.0, 0.0
         for step in range(self.count):
             turn = -(-(step + 1) * arrivals.shape[1] // self.count) - 1

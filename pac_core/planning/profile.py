@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pac_core.contracts.adapter import AdapterConfig
 from pac_core.contracts.backbone import BackboneInfo, Stream, tap_indices
 from pac_core.contracts.cluster import LayerProfile, Profile
@@ -22,14 +24,13 @@ def analytic_profile(info: BackboneInfo, adapter: AdapterConfig, target: str, *,
     chain = info.streams[: names.index(target) + 1]
     size = info.dtype.itemsize
     table = info.vocab_size * info.hidden_size * size
-    layers = {stream.name: _layers(info, adapter, stream) for stream in chain}
-    d = info.hidden_size
+    layers = {s.name: _with_ends(info, adapter, _layers(info, adapter, s), exits=s.name == target) for s in chain}
     return Profile(
         layers,
         {stream.name: table for stream in chain},
         head_bytes=table if head else 0,
         first_cut=adapter.tap_every,
-        head_flops=2.0 * d * (info.vocab_size if head else 1),
+        head_flops=2.0 * info.hidden_size * (info.vocab_size if head else 1),
     )
 
 
@@ -39,6 +40,21 @@ def _layers(info: BackboneInfo, adapter: AdapterConfig, stream: Stream) -> tuple
         _layer(info, adapter, stream, taps=(i + 1 in tapped) + (i == 0), side=i + 1 in tapped)
         for i in range(stream.layers)
     )
+
+
+def _with_ends(
+    info: BackboneInfo, adapter: AdapterConfig, layers: tuple[LayerProfile, ...], *, exits: bool
+) -> tuple[LayerProfile, ...]:
+    """``layers`` with the side network's entry, which reads b_0, at the first, and its exit at the last if it is here:
+    matrices of d x r that are trained, and that next to no time is spent on."""
+    size = SINGLE * info.hidden_size * (info.hidden_size // adapter.reduction)
+    found = list(layers)
+    for place, more in ((0, size), (-1, size * exits)):
+        layer = found[place]
+        found[place] = replace(
+            layer, side_bytes=layer.side_bytes + TRAINED * more, gradient_bytes=layer.gradient_bytes + more
+        )
+    return tuple(found)
 
 
 def _layer(info: BackboneInfo, adapter: AdapterConfig, stream: Stream, *, taps: int, side: bool) -> LayerProfile:

@@ -9,6 +9,7 @@ from typing import Any
 from pac_core.contracts.cluster import Cluster, Job, Profile
 from pac_core.contracts.scheduler import Plan
 from pac_core.errors import BadInput
+from pac_core.planning.beginning import beginning
 from pac_core.planning.cost import costs, places, slice_of
 from pac_core.planning.events import Played, Transfer
 from pac_core.planning.phases import Cached, Phase, Run, phases
@@ -138,7 +139,7 @@ def simulate(
         whole.spans,
         whole.transfers,
         tuple(_memory(run, whole, cached)),
-        tuple(phases(run, whole)),
+        (*beginning(run), *phases(run, whole)),
         cached.step_s if cached else 0.0,
         tuple(cached.spans()) if cached else (),
     )

@@ -33,6 +33,10 @@ class Work:
             runs while the first epoch trains.
         entries: number format of the cache; that of the backbone if None.
         overlaps: whether entries travel to their owners while the first epoch from the cache trains; else before it.
+        hands_out: whether devices give each other the weights of the side network before the first epoch too, as this
+            program does.
+        scaled: samples that the backbone runs for beforehand, so that scales can be set from them; with ``hands_out``.
+        sums_beside: whether gradients are summed while the backward pass of an epoch from the cache still goes on.
         slowness: of devices.
 
     Raises:
@@ -45,6 +49,9 @@ class Work:
     prefill: bool = False
     entries: CacheFormat | None = None
     overlaps: bool = False
+    hands_out: bool = False
+    scaled: int = 0
+    sums_beside: bool = False
     slowness: Slowness = field(default_factory=Slowness)
 
     def __post_init__(self) -> None:

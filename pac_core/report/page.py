@@ -81,12 +81,19 @@ def page(content: Content) -> Page:
     versions = ", ".join(f"{name} {version}" for name, version in content.metrics["versions"].items())
     return Page(
         title=f"{model}: {content.task}",
-        subtitle=f"Trained on {content.config['train']}; adapter {content.config['adapter']['name']}, "
-        f"reduction {content.config['adapter']['reduction']}.",
+        subtitle=_subtitle(content),
         tiles=tuple(_tiles(content)),
         sections=tuple(sections(content)),
         footer=f"Written by pac. {versions}.",
     )
+
+
+def _subtitle(content: Content) -> str:
+    adapter = content.config["adapter"]
+    named = f"{content.config['train']}; adapter {adapter['name']}, reduction {adapter['reduction']}."
+    if content.metrics.get("emulated"):
+        return f"Emulated devices: they waited instead of computing, and nothing was learnt. Run over {named}"
+    return f"Trained on {named}"
 
 
 def _cleaned(value: Any) -> Any:

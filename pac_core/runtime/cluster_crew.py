@@ -22,6 +22,7 @@ from pac_core.errors import BadInput, RunFailed, TransportError
 from pac_core.facts import DeviceFacts, facts_here
 from pac_core.keys import KeyFolder
 from pac_core.launch import Launch
+from pac_core.planning.cards import card
 from pac_core.planning.cluster_file import as_given, linked
 from pac_core.planning.make import load_plan
 from pac_core.registry import Registry
@@ -128,6 +129,7 @@ class ClusterCrew:
         """All devices by rank, this one too; once entered."""
         assert self._own is not None
         own = facts_here(self._leader, Path.home(), self._own.threads)
+        own = own.model_copy(update={"emulates": self.config.emulate or ""})
         found = {self._leader: facts_given(self.cluster, own, self._leader), **self.facts}
         profiles = [as_given(self.cluster.device(name), profile_of(name, facts)) for name, facts in found.items()]
         return linked(self.cluster, profiles)
@@ -140,6 +142,7 @@ class ClusterCrew:
             offers = gathering.call(self._job)
             facts = gathering.facts()
             self.facts = {name: facts[name] for name in gathering.workers}
+            self._check_emulated()
             self._start(gathering, offers)
         except BaseException:
             for name in gathering.workers:
@@ -187,6 +190,20 @@ class ClusterCrew:
         names = {f"device {rank}": f"device '{name}'" for rank, name in enumerate([self._leader, *self.facts])}
         return re.sub(r"\bdevice \d+\b", lambda found: names.get(found[0], found[0]), text)
 
+    def _check_emulated(self) -> None:
+        """Make sure that all devices compute, or all emulate."""
+        for name, facts in self.facts.items():
+            if facts.emulates and self.config.emulate is None:
+                raise BadInput(
+                    f"device '{name}' emulates {readable(facts.emulates)}, and this one would compute: give --emulate "
+                    "CARD here too, or start the worker without it"
+                )
+            if self.config.emulate is not None and not facts.emulates:
+                raise BadInput(
+                    f"device '{name}' computes, and this one emulates {self.config.emulate}: start its worker with "
+                    "--emulate CARD, or leave --emulate out here"
+                )
+
     def _start(self, gathering: Gathering, offers: dict[str, str]) -> None:
         """Send each worker its job."""
         self._leader = gathering.name
@@ -222,7 +239,9 @@ class ClusterCrew:
 
 
 def profile_of(name: str, facts: DeviceFacts) -> planned.DeviceProfile:
-    """What planning goes by: what the device has measured."""
+    """What planning goes by: what the device has measured, or the card that it emulates."""
+    if facts.emulates:
+        return card(facts.emulates).device(name)
     return planned.DeviceProfile(name, facts.gflops * 1e9, facts.memory_free_bytes or facts.memory_bytes)
 
 

@@ -17,6 +17,7 @@ from pac_core.config import RunConfig
 from pac_core.contracts.cluster import Cluster
 from pac_core.contracts.transport import Transport, TransportOptions
 from pac_core.control import Purpose
+from pac_core.emulated.emulate import emulated
 from pac_core.errors import AGAIN, RESUME, BadInput, PeerLost, RunFailed, TransportError
 from pac_core.keys import KeyFolder, KeyPair
 from pac_core.machine import core_count
@@ -120,7 +121,7 @@ class Crew:
     @property
     def devices(self) -> Cluster:
         """All devices by rank, this one too."""
-        return processes_here(self.count)
+        return emulated(processes_here(self.count), self.config.emulate)
 
     def __enter__(self) -> Crew:
         new_keys = getattr(self.registry.get("transports", self.config.transport or "local"), "new_keys", None)

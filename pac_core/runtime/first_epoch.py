@@ -79,7 +79,7 @@ def train_epoch(device: Device, trainer: Trainer, progress: Progress) -> Progres
             shown = time.monotonic()
             trainer.on_step(progress, done, progress.loss_sum / progress.step)
     gather(device, optimizer, trainer.optimizer)
-    progress, _ = _count_bytes(device, progress, sent)
+    progress, _ = _count_bytes(device, replace(progress, seconds=time.perf_counter() - began), sent)
     trainer.on_step(progress, done, progress.loss_sum / max(progress.step, 1))
     return progress
 

@@ -90,9 +90,9 @@ def set_moments(model: nn.Module, optimizer: torch.optim.Optimizer, found: Mappi
     for name, vector, part in places(model, optimizer):
         state = optimizer.state[vector]
         for key in ("exp_avg", "exp_avg_sq"):
-            state.setdefault(key, torch.zeros_like(vector, requires_grad=False))[part] = found[f"{name}:{key}"].to(
-                vector
-            )
+            if key not in state:  # a vector as large as all parameters together
+                state[key] = torch.zeros_like(vector, requires_grad=False)
+            state[key][part] = found[f"{name}:{key}"].to(vector)
         state["step"] = found[f"{name}:step"].clone()
 
 

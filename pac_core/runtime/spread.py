@@ -113,6 +113,8 @@ def spread_state(
             first of them.
     """
     number, place = plan.place(transport.rank)
+    firsts = {stage: plan.group(stage)[0] for stage in range(len(plan.stages)) if stage != number}
+    coming = {stage: transport.irecv(rank, Tag("state", stage)) for stage, rank in firsts.items()}  # all at once
     sends = []
     if place == 0:
         messages = in_messages(Tag("state", number), {name: tensor.detach() for name, tensor in state.items()})
@@ -120,8 +122,11 @@ def spread_state(
         sends = [transport.isend(rank, message, timeout=timeout) for message in messages for rank in others]
     found: dict[str, Tensor] = {}
     for stage in range(len(plan.stages)):
-        theirs = state if stage == number else received(transport, plan.group(stage)[0], Tag("state", stage), timeout)
-        found = {**theirs, **found}
+        if stage == number:
+            found = {**state, **found}
+        else:
+            tag = Tag("state", stage)
+            found = {**_united(transport, firsts[stage], tag, coming[stage].wait(timeout), timeout), **found}
     for send in sends:
         send.wait(timeout)
     return found
@@ -137,7 +142,11 @@ def in_messages(tag: Tag, state: Mapping[str, Tensor]) -> list[Message]:
 
 def received(transport: Transport, source: int, tag: Tag, timeout: float | None) -> dict[str, Tensor]:
     """What `in_messages` made messages of."""
-    first = transport.irecv(source, tag).wait(timeout)
+    return _united(transport, source, tag, transport.irecv(source, tag).wait(timeout), timeout)
+
+
+def _united(transport: Transport, source: int, tag: Tag, first: Message, timeout: float | None) -> dict[str, Tensor]:
+    """As `received`, once the first message is there."""
     rest = [transport.irecv(source, tag._replace(micro_batch=i)) for i in range(1, first.header["messages"])]
     messages = [first, *(work.wait(timeout) for work in rest)]
     return {name: tensor for message in messages for name, tensor in message.tensors.items()}

@@ -99,8 +99,9 @@ class Stages:
             self._leave(2)
             return progress
         progress = train_epoch(replace(trainer, ready=self._wait), progress)
+        began = time.perf_counter()
         self.end()
-        return progress
+        return replace(progress, seconds=progress.seconds + time.perf_counter() - began)
 
     def end(self) -> None:
         """Return once all entries are at their owners; errors as in `fill`."""

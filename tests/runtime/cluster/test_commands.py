@@ -22,6 +22,14 @@ def pac(capfd: pytest.CaptureFixture[str]) -> Any:
     return call
 
 
+def test_what_a_worker_emulates_is_shown(pac: Any, home: Any) -> None:
+    home.hand("kitchen", emulate="jetson-nano")
+    code, out, _ = pac("devices", "--cluster", home.file("kitchen"), "--json")
+    assert [device["emulates"] for device in json.loads(out)["devices"]] == ["", "jetson-nano"]
+    assert code == 0
+    assert "kitchen: emulates jetson-nano\n" in pac("devices", "--cluster", home.file("kitchen"))[1]
+
+
 def test_devices_of_a_cluster(pac: Any, home: Any) -> None:
     kitchen = home.worker("kitchen", "--name", "stove")
     code, out, _ = pac("devices", "--cluster", home.file("kitchen"), "--json")
@@ -114,6 +122,7 @@ def test_a_worker_whose_key_is_wrong_ends_with_a_line(home: Any, name: str, told
         (["worker", "--leader", "tcp://a:1", "--listen", "eth99"], "cannot listen at 'eth99'"),
         (["worker", "--leader", "tcp://a:1", "--listen", "tcp://192.0.2.1:7000"], "cannot listen at '192.0.2.1'"),
         (["devices", "--cluster", "none.yaml"], "none.yaml: no such file"),
+        (["worker", "--leader", "tcp://127.0.0.1:1", "--emulate", "jetson"], "device card 'jetson' is not known"),
         (["keys", "allow", "none.pub"], "none.pub: no such file"),
     ],
     ids=str,

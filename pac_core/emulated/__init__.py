@@ -1,0 +1,1 @@
+"""Emulated devices: what would be computed is waited for; messages, cache and schedule are real."""
