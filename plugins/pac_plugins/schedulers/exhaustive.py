@@ -15,6 +15,7 @@ from pac_core.planning.cost import Costs, Seconds, costs
 from pac_core.planning.events import play
 from pac_core.planning.memory import lack
 from pac_plugins.schedulers.parts import micro_batches, slices
+from pac_plugins.schedulers.rows import rows_that_fit, share_rows, sizes
 
 MOST = 8
 """Devices beyond which trying everything would take hours."""
@@ -39,15 +40,19 @@ class ExhaustiveScheduler(Scheduler):
     def plan(self, profile: Profile, cluster: Cluster, job: Job) -> Plan:
         if len(cluster.devices) > MOST:
             raise BadInput(f"exhaustive tries every plan, for at most {MOST} devices; choose another scheduler")
-        found = costs(profile, job)
-        sizes = [job.micro_batch_size] if job.micro_batch_size else _sizes(job.batch_size)
-        searches = [_Search(profile, found, cluster, job, min(size, job.batch_size)) for size in sizes]
-        best: tuple[float, Plan | None] = (math.inf, None)
-        for search in searches:
-            best = search.run(best)
-        if best[1] is None:
-            raise BadInput(f"the model does not fit: {_missing(found, cluster, job)}; use more devices")
-        return best[1]
+        best = faster_plan(profile, cluster, job, math.inf)
+        if best is None:
+            raise BadInput(f"the model does not fit: {_missing(costs(profile, job), cluster, job)}; use more devices")
+        return best
+
+
+def faster_plan(profile: Profile, cluster: Cluster, job: Job, seconds: float) -> Plan | None:
+    """The best of all plans whose mini-batch takes less than ``seconds`` in the simulator; None if there is none."""
+    found = costs(profile, job)
+    best: tuple[float, Plan | None] = (seconds, None)
+    for size in sizes(job):
+        best = _Search(profile, found, cluster, job, size).run(best)
+    return best[1]
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ class _Search:
         if splits is None:
             best = share_rows(self.found, members, first, last, self.size, in_flight)
             splits = [] if best is None else [best]
-        room = [_rows_that_fit(self.found, member, first, last, in_flight) for member in members]
+        room = [rows_that_fit(self.found, member, first, last, in_flight) for member in members]
         fitting = [rows for rows in splits if all(own <= most for own, most in zip(rows, room))]
         return sorted((self._stage(members, rows, first, last) for rows in fitting), key=lambda stage: stage.slowest)
 
@@ -171,31 +176,6 @@ def _splits(size: int, count: int) -> list[tuple[int, ...]] | None:
     return [tuple(b - a for a, b in pairwise((0, *cut, size))) for cut in marks]
 
 
-def share_rows(
-    found: Costs, members: Sequence[DeviceProfile], first: int, last: int, size: int, in_flight: int
-) -> tuple[int, ...] | None:
-    """Rows of a micro-batch of ``size`` for each member of a group, at least one, so that the slowest takes the least
-    time; None if they have not the memory. Row by row, to the one that is done first with it."""
-    if size < len(members):
-        return None
-    rows = [1] * len(members)
-    room = [_rows_that_fit(found, member, first, last, in_flight) for member in members]
-    if min(room) < 1:
-        return None
-    for _ in range(size - len(members)):
-        able = [i for i in range(len(members)) if rows[i] + 1 <= room[i]]
-        if not able:
-            return None
-        rows[min(able, key=lambda i: found.seconds(members[i], first, last, rows[i] + 1).both)] += 1
-    return tuple(rows)
-
-
-def _rows_that_fit(found: Costs, member: DeviceProfile, first: int, last: int, in_flight: int) -> float:
-    each = found.bytes(first, last, 1, in_flight) - found.bytes(first, last, 0, in_flight)
-    free = member.memory_bytes - found.bytes(first, last, 0, in_flight)
-    return math.inf if each == 0 and free >= 0 else free / max(each, 1.0)
-
-
 def _kind(device: DeviceProfile, cluster: Cluster) -> tuple[object, ...]:
     alike = (device.flops, device.backward_flops, device.memory_bytes, device.layer_s)
     return (*alike, device.name) if cluster.links else alike
@@ -209,11 +189,6 @@ def _groups(free: tuple[DeviceProfile, ...], cluster: Cluster) -> Iterator[tuple
     for counts in product(*(range(len(alike), -1, -1) for alike in kinds.values())):
         if any(counts):
             yield tuple(device for alike, count in zip(kinds.values(), counts) for device in alike[:count])
-
-
-def _sizes(batch: int) -> list[int]:
-    """Sizes of micro-batches that are tried: those that divide a batch evenly, or nearly so."""
-    return sorted({-(-batch // count) for count in range(1, batch + 1) if count & (count - 1) == 0}, reverse=True)
 
 
 def _missing(found: Costs, cluster: Cluster, job: Job) -> str:
