@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from pac_core.contracts.cluster import Cluster, Job, Profile
 from pac_core.contracts.scheduler import Plan, Scheduler
@@ -29,8 +29,11 @@ BUDGET = 400_000
 JUDGED = 80
 """Seeds that are simulated."""
 
-CLIMBS = 8
-"""Of these, the ones that the local search begins from."""
+PATIENCE = 12
+"""Drafts whose neighbours are all looked at without finding anything better."""
+
+NEAR = 1.1
+"""How much slower than the best a draft may be for its neighbours to be looked at."""
 
 
 class HeteroScheduler(Scheduler):
@@ -44,10 +47,9 @@ class HeteroScheduler(Scheduler):
         judge = Judge(profile, cluster, job, BUDGET)
         tried = sizes(job)
         seeds = judge.best([*_others(judge, profile, cluster, job), *_recursion(judge, tried)])
-        seeds = [(seconds, draft) for seconds, draft in seeds if math.isfinite(seconds)]
         if not seeds:
             raise BadInput("nothing fits")
-        return judge.plan(min(_climbed(judge, seeds, tried), key=lambda found: found[0])[1])
+        return judge.plan(_explored(judge, seeds, tried))
 
 
 def _others(judge: Judge, profile: Profile, cluster: Cluster, job: Job) -> Iterator[Draft]:
@@ -102,23 +104,22 @@ def _orders(judge: Judge) -> list[tuple[int, ...]]:
     return list(dict.fromkeys(map(tuple, orders)))
 
 
-def _climbed(
-    judge: Judge, seeds: Sequence[tuple[float, Draft]], tried: Sequence[int]
-) -> Iterator[tuple[float, Draft]]:
-    """The seeds, and what each of the best becomes by steps that make it faster."""
-    yield seeds[0]
-    for seconds, draft in seeds[:CLIMBS]:
-        yield _climb(judge, seconds, draft, tried)
-
-
-def _climb(judge: Judge, seconds: float, draft: Draft, tried: Sequence[int]) -> tuple[float, Draft]:
-    """Steps to the best neighbour until there is none that is better."""
-    while True:
-        step = seconds, draft
+def _explored(judge: Judge, seeds: Sequence[tuple[float, Draft]], tried: Sequence[int]) -> Draft:
+    """The best draft that is found by small changes, each time of the best one that has not been changed yet."""
+    best, fastest = seeds[0]
+    waiting = [(seconds, number, draft) for number, (seconds, draft) in enumerate(seeds)]
+    seen = {draft for _, draft in seeds}
+    patience = PATIENCE
+    while waiting and patience and judge.left > 0:
+        seconds, number, draft = heapq.heappop(waiting)
+        patience -= 1
         for other in neighbours(judge, draft, tried):
-            found = judge.seconds(other, step[0])
-            if found < step[0] * (1 - 1e-9):
-                step = found, other
-        if step[1] is draft:
-            return step
-        seconds, draft = step
+            found = judge.seconds(other, best * NEAR)
+            if found < best * NEAR and other not in seen:
+                seen.add(other)
+                heapq.heappush(waiting, (found, len(seen), other))
+            if found < best * (1 - 1e-9):
+                best, fastest, patience = found, other, PATIENCE
+                heapq.heappush(waiting, (seconds, number, draft))
+                break
+    return fastest

@@ -86,6 +86,7 @@ class Judge:
         at most ``limit``; None if it does not fit. Stages that ``like`` has keep its rows."""
         ranges = list(zip((0, *ends), ends))
         kept = {} if like is None or like.size != size else dict(zip(zip(like.groups, like.ranges), like.rows))
+        self.left -= len(groups)
         most = min(limit, len(groups), micro_batches(self.job, size))
         for allowed in range(most, 0, -1):
             rows: list[tuple[int, ...]] = []
@@ -190,6 +191,6 @@ class Judge:
         return played.seconds
 
     def best(self, drafts: Iterable[Draft]) -> list[tuple[float, Draft]]:
-        """Drafts with their seconds, the fastest first; of equals the first."""
-        judged = [(self.seconds(draft), draft) for draft in drafts]
-        return sorted(judged, key=lambda pair: pair[0])
+        """Drafts with their seconds, as far as the budget goes, the fastest first; of equals the first."""
+        judged = [(self.seconds(draft), draft) for draft in dict.fromkeys(drafts)]
+        return sorted((pair for pair in judged if math.isfinite(pair[0])), key=lambda pair: pair[0])

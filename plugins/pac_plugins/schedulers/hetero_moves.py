@@ -72,10 +72,21 @@ def _moved(judge: Judge, draft: Draft, sizes: Sequence[int]) -> Iterator[Draft |
             ]
             if all(groups):
                 yield from _near(judge, draft, groups, draft.ends)
+                if target is not None:
+                    yield _with_one_row(judge, _made(judge, draft, groups, draft.ends), target)
             elif len(groups) > 1 and stage is not None:
                 left = [group for group in groups if group]
                 for ends in _without(draft.ends, stage):
                     yield from _near(judge, draft, left, ends)
+
+
+def _with_one_row(judge: Judge, draft: Draft | None, stage: int) -> Draft | None:
+    """The draft with as few rows as can be for the last device of a stage, whose link may be slow."""
+    if draft is None or draft.rows[stage][-1] == 1:
+        return None
+    group, limit = draft.groups[stage], draft.limit
+    rest = judge.share(group[:-1], *draft.ranges[stage], draft.size - 1, min(len(draft.groups) - stage, limit))
+    return None if rest is None else judge.with_rows(draft, stage, (*rest, 1))
 
 
 def _without(ends: Sequence[int], stage: int) -> list[tuple[int, ...]]:
