@@ -23,8 +23,11 @@ from pac_plugins.schedulers.single import SingleScheduler
 OTHERS: tuple[type[Scheduler], ...] = (SingleScheduler, DataParallelScheduler, PipelineScheduler, PacScheduler)
 """Whose plans are looked at first, so that none of them is better."""
 
-BUDGET = 400_000
+BUDGET = 200_000
 """Actions and messages that are simulated for one plan."""
+
+PLACES = 34
+"""Of the chain where the recursion looks at cuts, evenly by work."""
 
 JUDGED = 80
 """Seeds that are simulated."""
@@ -46,7 +49,7 @@ class HeteroScheduler(Scheduler):
     def plan(self, profile: Profile, cluster: Cluster, job: Job) -> Plan:
         judge = Judge(profile, cluster, job, BUDGET)
         tried = sizes(job)
-        seeds = judge.best([*_others(judge, profile, cluster, job), *_recursion(judge, tried)])
+        seeds = judge.best([*_others(judge, profile, cluster, job), *_recursion(judge, tried)], NEAR)
         if not seeds:
             raise BadInput("nothing fits")
         return judge.plan(_explored(judge, seeds, tried))
@@ -62,36 +65,39 @@ def _others(judge: Judge, profile: Profile, cluster: Cluster, job: Job) -> Itera
 
 
 def _recursion(judge: Judge, tried: Sequence[int]) -> list[Draft]:
-    """The best drafts of the recursion, by its own estimate."""
-    few = judge.count <= SUBSETS
-    numbers = 1_000_000 if few else 100_000
-    tables = Tables(judge.found, judge.cluster, places(judge.found, max(math.isqrt(numbers // judge.count), 25)))
-    found: dict[Draft, float] = {}
+    """The best drafts of the recursion, by a rough estimate."""
+    if judge.count <= SUBSETS:
+        tables = Tables(judge.found, judge.cluster, places(judge.found, PLACES))
+        return _promising(judge, tables, tried, [all_sets(judge.count)], range(judge.count, 0, -1), SLOWEST, 6)
+    orders = _orders(judge)
+    coarse = Tables(judge.found, judge.cluster, places(judge.found, PLACES // 2))
+    first = _promising(judge, coarse, tried, [along(orders[0], max(tried))], [1], FEWER, 1)
+    best = list(dict.fromkeys(draft.size for draft in first))[:2]
+    fine = Tables(judge.found, judge.cluster, places(judge.found, PLACES))
+    return [*first, *_promising(judge, fine, best, [along(order, max(best)) for order in orders], [2], FEWER, 2)]
+
+
+def _promising(
+    judge: Judge,
+    tables: Tables,
+    tried: Sequence[int],
+    kinds: Sequence[Sets],
+    limits: Sequence[int],
+    slowest: Sequence[float],
+    most: int,
+) -> list[Draft]:
+    """Drafts of the recursion for each size of micro-batches, each kind of sets and each limit of those in flight."""
+    drafts: list[Draft | None] = []
     for size in tried:
         count = micro_batches(judge.job, size)
-        most = min(judge.count, len(tables.cuts) - 1, count)
-        limits = _limits(most, few) if tables.is_short(size, most) else [1]
-        for sets in _sets(judge, size):
-            for limit in limits:
-                for _, groups, ends in Recursion(
-                    tables, sets, size, count, limit, SLOWEST if few else FEWER
-                ).best(6 if few else 2):
-                    draft = judge.draft(size, len(groups), groups, ends)
-                    if draft is not None:
-                        found[draft] = judge.estimate(draft)
-    return sorted(found, key=lambda draft: found[draft])[:JUDGED]
-
-
-def _limits(most: int, few: bool) -> list[int]:
-    return [limit for limit in range(most, 0, -1) if few or limit in (1, 2, 4)]
-
-
-def _sets(judge: Judge, size: int) -> Iterator[Sets]:
-    if judge.count <= SUBSETS:
-        yield all_sets(judge.count)
-        return
-    for order in _orders(judge):
-        yield along(order, size)
+        deepest = min(judge.count, len(tables.cuts) - 1, count)
+        short = tables.is_short(size, deepest)
+        for limit in [limit for limit in limits if limit <= deepest] if short else [1]:
+            for sets in kinds:
+                found = Recursion(tables, sets, size, count, limit, slowest).best(most)
+                drafts += [judge.draft(size, len(groups), groups, ends) for _, groups, ends in found]
+    fitting = dict.fromkeys(draft for draft in drafts if draft is not None)
+    return sorted(fitting, key=judge.estimate)[:JUDGED]
 
 
 def _orders(judge: Judge) -> list[tuple[int, ...]]:
@@ -114,6 +120,8 @@ def _explored(judge: Judge, seeds: Sequence[tuple[float, Draft]], tried: Sequenc
         seconds, number, draft = heapq.heappop(waiting)
         patience -= 1
         for other in neighbours(judge, draft, tried):
+            if judge.left <= 0:
+                break
             found = judge.seconds(other, best * NEAR)
             if found < best * NEAR and other not in seen:
                 seen.add(other)

@@ -23,6 +23,9 @@ NUMBERS = 1_000_000
 
 FEWEST = 25
 
+WORK = 500
+"""Numbers of a table that take as long as one action does in the simulator."""
+
 
 @dataclass(frozen=True)
 class Draft:
@@ -67,6 +70,7 @@ class Judge:
         self.count = len(cluster.devices)
         self.tables = Tables(self.found, cluster, places(self.found, max(math.isqrt(NUMBERS // self.count), FEWEST)))
         self.known: dict[Draft, float] = {}
+        self.cut: dict[tuple[int, tuple[tuple[int, ...], ...], int], list[tuple[int, ...]]] = {}
         self.share = cache(self._share)
         self.stage_s = cache(self._stage_s)
 
@@ -86,7 +90,7 @@ class Judge:
         at most ``limit``; None if it does not fit. Stages that ``like`` has keep its rows."""
         ranges = list(zip((0, *ends), ends))
         kept = {} if like is None or like.size != size else dict(zip(zip(like.groups, like.ranges), like.rows))
-        self.left -= len(groups)
+        self.left -= 1 + sum(map(len, groups)) // 4
         most = min(limit, len(groups), micro_batches(self.job, size))
         for allowed in range(most, 0, -1):
             rows: list[tuple[int, ...]] = []
@@ -113,7 +117,11 @@ class Judge:
         """Ends that suit these groups."""
         if len(groups) >= len(self.tables.cuts) or size < max(map(len, groups)):
             return []
-        return recuts(self.tables, groups, size, micro_batches(self.job, size), limit)
+        key = size, tuple(groups), limit
+        if key not in self.cut:
+            self.left -= sum(map(len, groups)) * len(self.tables.cuts) ** 2 // WORK
+            self.cut[key] = recuts(self.tables, groups, size, micro_batches(self.job, size), limit)
+        return self.cut[key]
 
     def with_rows(self, draft: Draft, stage: int, rows: tuple[int, ...]) -> Draft | None:
         """The draft with other rows in one stage; None if it does not fit."""
@@ -190,7 +198,14 @@ class Judge:
         self.known[draft] = played.seconds
         return played.seconds
 
-    def best(self, drafts: Iterable[Draft]) -> list[tuple[float, Draft]]:
-        """Drafts with their seconds, as far as the budget goes, the fastest first; of equals the first."""
-        judged = [(self.seconds(draft), draft) for draft in dict.fromkeys(drafts)]
-        return sorted((pair for pair in judged if math.isfinite(pair[0])), key=lambda pair: pair[0])
+    def best(self, drafts: Iterable[Draft], near: float) -> list[tuple[float, Draft]]:
+        """Drafts with their seconds, as far as the budget goes, the fastest first; those that take more than ``near``
+        times as long as a better one may be left out."""
+        judged: list[tuple[float, Draft]] = []
+        fastest = math.inf
+        for draft in sorted(dict.fromkeys(drafts), key=self.estimate):
+            seconds = self.seconds(draft, fastest * near)
+            if math.isfinite(seconds):
+                judged.append((seconds, draft))
+                fastest = min(fastest, seconds)
+        return sorted(judged, key=lambda pair: pair[0])

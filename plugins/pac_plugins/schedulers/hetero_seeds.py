@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pac_plugins.schedulers.hetero_tables import Matrix, Tables, together
+from pac_plugins.schedulers.hetero_tables import Along, Matrix, Tables, together
 
 SUBSETS = 6
 """Devices of which all sets are looked at, so in all orders; of more, the beginnings of some orders."""
@@ -36,10 +36,12 @@ class Sets:
     Attributes:
         smaller: for each set the numbers of those; the first set is empty.
         groups: for each of these the devices that come in.
+        order: of which all sets are beginnings, if they are.
     """
 
     smaller: list[NDArray[np.intp]]
     groups: list[list[tuple[int, ...]]]
+    order: tuple[int, ...] | None = None
 
 
 def all_sets(count: int) -> Sets:
@@ -63,7 +65,7 @@ def along(order: Sequence[int], most: int) -> Sets:
             counts.append(count)
         smaller.append(np.array([count - group for group in counts], dtype=np.intp))
         groups.append([tuple(order[count - group : count]) for group in counts])
-    return Sets(smaller, groups)
+    return Sets(smaller, groups, tuple(order))
 
 
 class Recursion:
@@ -76,7 +78,7 @@ class Recursion:
     def __init__(self, tables: Tables, sets: Sets, size: int, count: int, limit: int, slowest: Sequence[float]) -> None:
         self.tables, self.sets, self.size, self.count, self.limit = tables, sets, size, count, limit
         least = float(together(tables.base, tables.each, size)[0, -1])
-        weights = (1.0, float(count)) if count > 1 else (1.0,)
+        weights = [float(count), 1.0] if count > 1 and (tables.cluster.shared or sets.order is None) else [1.0]
         self.ways = [(least * factor, weight) for weight in weights for factor in slowest]
         self.bound = np.array([way[0] for way in self.ways])[:, None, None]
         self.weight = np.array([way[1] for way in self.ways])
@@ -85,6 +87,7 @@ class Recursion:
         begin = nothing.copy()
         begin[0, :, -1] = 0.0
         self.values = [begin]
+        self.along = None if sets.order is None else Along(tables, sets.order, size)
         self.chosen: list[tuple[NDArray[np.intp], NDArray[np.intp]]] = [(np.empty(0, np.intp), np.empty(0, np.intp))]
         for number in range(1, len(sets.groups)):
             self._grow(number, nothing)
@@ -100,7 +103,7 @@ class Recursion:
         value, place, group_of = nothing.copy(), np.zeros(nothing.shape, np.intp), np.zeros(nothing.shape, np.intp)
         for level in range(1, self.limit + 1):
             in_flight = min(level, self.count)
-            times = np.stack([self.tables.stage(group, self.size, in_flight) for group in groups])
+            times = self._times(number, in_flight)
             own = (times + extra)[:, None] + (self.weight[None, :, None] * sent[:, None, :])[:, :, None, :]
             own = np.where(times[:, None] <= self.bound[None], own, np.inf)  # (groups, ways, from, to)
             total = own + behind[:, level - 1, :, None, :]
@@ -112,6 +115,12 @@ class Recursion:
             group_of[level] = best
         self.values.append(value)
         self.chosen.append((group_of, place))
+
+    def _times(self, number: int, in_flight: int) -> Matrix:
+        """Seconds of the slowest device of each group that comes in."""
+        if self.along is not None:
+            return self.along.times(self.sets.smaller[number], number, in_flight)
+        return np.stack([self.tables.stage(group, self.size, in_flight) for group in self.sets.groups[number]])
 
     def _sent(self, number: int) -> Matrix:
         """Seconds of a micro-batch's messages to the stage behind and back, for each group and end."""

@@ -85,6 +85,34 @@ class Tables:
         return np.where(self.gradients > 0, 2 * (count - 1) * (self.latency[ring].max() + slowest), 0.0)
 
 
+class Along:
+    """What groups of neighbours along an order of many devices take: differences of sums over its beginnings."""
+
+    def __init__(self, tables: Tables, order: Sequence[int], size: int) -> None:
+        self.tables, self.order, self.size = tables, list(order), size
+        rates = 1 / np.maximum(tables.each[self.order], 1e-30)
+        self.rates, self.bases = _beginnings(rates), _beginnings(tables.base[self.order] * rates)
+        self.rows = cache(self._rows)
+
+    def _rows(self, in_flight: int) -> tuple[Matrix, Matrix]:
+        """Rows that there is memory for, and devices that have none for a single one."""
+        room = np.stack([self.tables.room(device, in_flight) for device in self.order])
+        return _beginnings(np.clip(room, 0, self.size)), _beginnings((room < 1).astype(np.float64))
+
+    def times(self, starts: NDArray[np.intp], end: int, in_flight: int) -> Matrix:
+        """As `Tables.stage` for the groups from each of ``starts`` to ``end``, all devices done together."""
+        room, without = self.rows(in_flight)
+        seconds = (self.size + self.bases[end] - self.bases[starts]) / (self.rates[end] - self.rates[starts])
+        fits = (room[end] - room[starts] >= self.size) & (without[end] - without[starts] == 0)
+        enough = (end - starts <= self.size)[:, None, None]
+        return np.where(fits & enough & self.tables.forward, seconds, np.inf)
+
+
+def _beginnings(numbers: Matrix) -> Matrix:
+    """Sums of no, one, two, ... of the first."""
+    return np.concatenate([np.zeros_like(numbers[:1]), np.cumsum(numbers, axis=0)])
+
+
 def together(base: Matrix, each: Matrix, size: int) -> Matrix:
     """Seconds until devices are done if each has as many rows, or parts of rows, that all are at once."""
     rates = 1 / np.maximum(each, 1e-30)

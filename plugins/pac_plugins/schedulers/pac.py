@@ -81,14 +81,15 @@ def balanced(found: Costs, devices: Sequence[DeviceProfile], size: int) -> Itera
 def _group_times(found: Costs, devices: Sequence[DeviceProfile], size: int) -> dict[tuple[int, int], Matrix]:
     """T of equation 3 for each group of neighbouring devices [i, j): a matrix over first and end of the slice;
     infinite where memory does not suffice, the slice is empty, or no stage may begin there."""
-    alone: dict[tuple[DeviceProfile, int], Matrix] = {}
+    kinds = [replace(device, name="") for device in devices]
+    numbers = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
+    own = [numbers[kind] for kind in kinds]
     times: dict[tuple[int, int], Matrix] = {}
-    for first in range(len(devices)):
-        for end in range(first + 1, min(len(devices), first + size) + 1):
-            members = {*devices[first:end]}
-            for device in members - {key[0] for key in alone if key[1] == end - first}:
-                alone[device, end - first] = _times_of(found, device, end - first, size)
-            times[first, end] = np.maximum.reduce([alone[device, end - first] for device in members])
+    for group in range(1, min(len(devices), size) + 1):
+        alone = [_times_of(found, kind, group, size) for kind in numbers]
+        for first in range(len(devices) - group + 1):
+            members = sorted({*own[first : first + group]})
+            times[first, first + group] = np.maximum.reduce([alone[number] for number in members])
     return times
 
 
@@ -116,15 +117,16 @@ def _one_more_stage(
     best: list[Matrix], times: dict[tuple[int, int], Matrix], stages: int, count: int
 ) -> tuple[list[Matrix], dict[int, tuple[NDArray[np.intp], NDArray[np.intp]]]]:
     """Equation 2: W with one stage more, and for each number of devices the q and m that give it, over y."""
+    before = stages - 1  # so many layers at least
     following = [np.full_like(best[0], np.inf)] * (count + 1)
     chosen = {}
     for n in range(stages, count + 1):
         options = []
         for group in range(1, n - stages + 2):
             if (n - group, n) in times:
-                ways = np.maximum(best[n - group][:, None], times[n - group, n])
+                ways = np.maximum(best[n - group][before:, None], times[n - group, n][before:])
                 at = ways.argmin(axis=0)
-                options.append((ways[at, np.arange(len(at))], at, group))
+                options.append((ways[at, np.arange(len(at))], at + before, group))
         values = np.stack([value for value, _, _ in options])
         pick = values.argmin(axis=0)
         places = np.arange(values.shape[1])

@@ -38,8 +38,10 @@ def share_rows(
     if min(room) < 1:
         return None
 
+    none, one = ([found.seconds(member, first, last, count).both for member in members] for count in (0, 1))
+
     def done(i: int) -> tuple[float, int]:
-        return found.seconds(members[i], first, last, rows[i] + 1).both, i
+        return none[i] + (rows[i] + 1) * (one[i] - none[i]), i
 
     waiting = [done(i) for i in range(len(members)) if rows[i] + 1 <= room[i]]
     heapq.heapify(waiting)
