@@ -23,6 +23,9 @@ from pac_plugins.schedulers.single import SingleScheduler
 OTHERS: tuple[type[Scheduler], ...] = (SingleScheduler, DataParallelScheduler, PipelineScheduler, PacScheduler)
 """Whose plans are looked at first, so that none of them is better."""
 
+MANY = 64
+"""Devices beyond which the recursion of `pac`, the last of these, takes too long."""
+
 BUDGET = 200_000
 """Actions and messages that are simulated for one plan."""
 
@@ -57,7 +60,7 @@ class HeteroScheduler(Scheduler):
 
 def _others(judge: Judge, profile: Profile, cluster: Cluster, job: Job) -> Iterator[Draft]:
     """What other schedulers plan."""
-    for kind in OTHERS:
+    for kind in OTHERS if judge.count <= MANY else OTHERS[:-1]:
         try:
             yield judge.of(kind().plan(profile, cluster, job))
         except BadInput:
@@ -72,9 +75,9 @@ def _recursion(judge: Judge, tried: Sequence[int]) -> list[Draft]:
     orders = _orders(judge)
     coarse = Tables(judge.found, judge.cluster, places(judge.found, PLACES // 2))
     first = _promising(judge, coarse, tried, [along(orders[0], max(tried))], [1], FEWER, 1)
-    best = list(dict.fromkeys(draft.size for draft in first))[:2]
+    best = list(dict.fromkeys(draft.size for draft in first))[:3]
     fine = Tables(judge.found, judge.cluster, places(judge.found, PLACES))
-    return [*first, *_promising(judge, fine, best, [along(order, max(best)) for order in orders], [2], FEWER, 2)]
+    return [*first, *_promising(judge, fine, best, [along(order, max(best)) for order in orders], [1], FEWER, 2)]
 
 
 def _promising(

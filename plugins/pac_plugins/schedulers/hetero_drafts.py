@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
+import numpy as np
+
 from pac_core.contracts.cluster import Cluster, Job, Profile
 from pac_core.contracts.scheduler import Plan, StagePlan
 from pac_core.planning.cost import all_reduce_s, costs, slice_of
@@ -73,6 +75,7 @@ class Judge:
         self.cut: dict[tuple[int, tuple[tuple[int, ...], ...], int], list[tuple[int, ...]]] = {}
         self.share = cache(self._share)
         self.stage_s = cache(self._stage_s)
+        self.fastest = cache(self._fastest)
 
     def _share(self, group: tuple[int, ...], first: int, last: int, size: int, in_flight: int) -> tuple[int, ...] | None:
         members = [self.cluster.devices[i] for i in group]
@@ -151,41 +154,56 @@ class Judge:
 
     def bound(self, draft: Draft) -> float:
         """Seconds that the draft cannot be below: each stage waits for the first micro-batch and works on all, and the
-        last gradients go back. A smaller micro-batch at the end counts as none."""
+        last gradients go back; the busiest port is never free. A smaller micro-batch at the end counts as none."""
         whole = self.job.batch_size // draft.size
         ragged = whole * draft.size < self.job.batch_size
-        before = most = sent = 0.0
+        most = whole * self._port_s(draft)
+        before = 0.0
         for group, rows, (first, last) in zip(draft.groups, draft.rows, draft.ranges):
             forward, backward, slowest = self.stage_s(group, rows, first, last)
             most = max(most, before + whole * slowest)
             before += forward + (0.0 if ragged else backward)
-            crossing = self.found.crossings[last]
-            sent += crossing.forward + crossing.backward
-        if self.cluster.shared and not self.cluster.links:
-            most = max(most, 8 * sent * self.job.batch_size / self.cluster.default.bits_per_second)
         return most
 
+    def _port_s(self, draft: Draft) -> float:
+        """Seconds that the busiest device sends or gets messages of a micro-batch, over the fastest link between the
+        stages; on a shared medium all messages."""
+        busiest = together = ahead = 0.0
+        links = [self.fastest(one, other) for one, other in zip(draft.groups, draft.groups[1:])]
+        for rows, (first, last), before, behind in zip(draft.rows, draft.ranges, [0.0, *links], [*links, 0.0]):
+            one, other = self.found.crossings[first], self.found.crossings[last]
+            sent = other.forward * behind + one.backward * before
+            got = one.forward * before + other.backward * behind
+            busiest = max(busiest, max(rows) * max(sent, got))
+            together += draft.size * (other.forward + other.backward) * behind
+        return together if self.cluster.shared else busiest
+
+    def _fastest(self, one: tuple[int, ...], other: tuple[int, ...]) -> float:
+        """Seconds of a byte over the fastest link between two groups."""
+        if not self.cluster.links:
+            return 8 / self.cluster.default.bits_per_second
+        return float(self.tables.per_byte[np.ix_(one, other)].min())
+
     def estimate(self, draft: Draft) -> float:
-        """Seconds of a mini-batch, roughly: the slowest stage does all micro-batches, the others the first; messages of
-        one are waited for, or on a shared medium of all."""
+        """Seconds of a mini-batch, roughly: the slowest stage or the busiest port does all micro-batches; all stages and
+        messages of one are waited for, and the slowest sum of gradients."""
         count = micro_batches(self.job, draft.size)
         stages = [
             self.stage_s(group, rows, first, last)
             for group, rows, (first, last) in zip(draft.groups, draft.rows, draft.ranges)
         ]
-        slowest = max(stage[2] for stage in stages)
+        slowest = max(self._port_s(draft), *(stage[2] for stage in stages))
         sent = 0.0
         for one, other, end in zip(draft.groups, draft.groups[1:], draft.ends):
             crossing = self.found.crossings[end]
-            size = (crossing.forward + crossing.backward) * draft.size * (count if self.cluster.shared else 1)
-            pair = one[-1], other[0]
-            sent += 2 * self.tables.latency[pair] + size * self.tables.per_byte[pair]
+            size = (crossing.forward + crossing.backward) * draft.size / (1 if self.cluster.shared else len(one))
+            sent += 2 * self.cluster.default.latency_s + size * self.fastest(one, other)
         names = [[self.cluster.devices[i].name for i in group] for group in draft.groups]
         reduced = max(
             all_reduce_s(self.cluster, group, slice_of(self.found.gradient_bytes, first, last))
             for group, (first, last) in zip(names, draft.ranges)
         )
-        return float(sum(stage[2] for stage in stages) + (count - 1) * slowest + sent + reduced)
+        return sum(stage[2] for stage in stages) + (count - 1) * slowest + sent + reduced
 
     def seconds(self, draft: Draft, below: float = math.inf) -> float:
         """Simulated seconds of a mini-batch; infinite if they cannot be ``below``, or the budget is used up."""

@@ -100,12 +100,14 @@ class Recursion:
         behind[:, -1] = np.minimum(behind[:, -1], before[:, -1])
         extra = np.stack([self.tables.all_reduce(group) for group in groups])  # (groups, from, to)
         sent = self._sent(number)  # (groups, to)
+        ports = self._ports(number)  # (groups, from, to)
         value, place, group_of = nothing.copy(), np.zeros(nothing.shape, np.intp), np.zeros(nothing.shape, np.intp)
         for level in range(1, self.limit + 1):
             in_flight = min(level, self.count)
             times = self._times(number, in_flight)
             own = (times + extra)[:, None] + (self.weight[None, :, None] * sent[:, None, :])[:, :, None, :]
-            own = np.where(times[:, None] <= self.bound[None], own, np.inf)  # (groups, ways, from, to)
+            busy = np.maximum(times, ports)[:, None]
+            own = np.where(busy <= self.bound[None], own, np.inf)  # (groups, ways, from, to)
             total = own + behind[:, level - 1, :, None, :]
             ends = total.argmin(axis=3)
             least = np.take_along_axis(total, ends[..., None], axis=3)[..., 0]  # (groups, ways, from)
@@ -124,16 +126,27 @@ class Recursion:
 
     def _sent(self, number: int) -> Matrix:
         """Seconds of a micro-batch's messages to the stage behind and back, for each group and end."""
-        latency, per_byte = self.tables.latency, self.tables.per_byte
-        rows = []
-        for smaller, group in zip(self.sets.smaller[number], self.sets.groups[number]):
-            others = self._nearest(int(smaller))
-            if not others:
-                rows.append(np.zeros(len(self.tables.cuts)))
-                continue
-            pair = np.ix_(group, others)
-            rows.append(2 * latency[pair].mean() + self.size * per_byte[pair].mean() * self.tables.crossing)
-        return np.stack(rows)
+        links = [self._link(int(smaller), group) for smaller, group in self._grown(number)]
+        latency, per_byte = (np.array(values)[:, None] for values in zip(*links))
+        sent = 2 * latency + self.size * per_byte * (self.tables.ahead + self.tables.back)
+        sent[self.sets.smaller[number] == 0] = 0.0
+        return np.asarray(sent)
+
+    def _ports(self, number: int) -> Matrix:
+        """Seconds in which a device of each group sends, or gets, its part of a micro-batch's messages."""
+        links = [self._link(int(smaller), group)[1] / len(group) for smaller, group in self._grown(number)]
+        return self.size * np.array(links)[:, None, None] * self.tables.busiest
+
+    def _grown(self, number: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+        return zip(self.sets.smaller[number].tolist(), self.sets.groups[number])
+
+    def _link(self, smaller: int, group: tuple[int, ...]) -> tuple[float, float]:
+        """Mean latency and seconds of a byte between a group and the stage behind, as far as that is known."""
+        others = self._nearest(smaller)
+        if not others:
+            return self.tables.cluster.default.latency_s, 8 / self.tables.cluster.default.bits_per_second
+        pair = np.ix_(group, others)
+        return float(self.tables.latency[pair].mean()), float(self.tables.per_byte[pair].mean())
 
     def _nearest(self, number: int) -> tuple[int, ...]:
         """Devices that the stage behind may have."""

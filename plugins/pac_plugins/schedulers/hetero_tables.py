@@ -26,6 +26,7 @@ class Tables:
     Attributes:
         cuts: places of the chain, its end included.
         base, each: seconds of both passes without any row, and what a row adds: (device, from, to).
+        busiest: bytes of a row that a device sends, or gets, whatever is more: (from, to).
     """
 
     def __init__(self, found: Costs, cluster: Cluster, cuts: Sequence[int]) -> None:
@@ -38,7 +39,9 @@ class Tables:
         self.kept = np.maximum(_between(np.array(found.kept_bytes)[list(cuts)]), 1e-9)
         self.gradients = _between(np.array(found.gradient_bytes)[list(cuts)])
         self.memory = np.array([device.memory_bytes for device in cluster.devices], dtype=np.float64)
-        self.crossing = np.array([found.crossings[cut].forward + found.crossings[cut].backward for cut in cuts])
+        self.ahead = np.array([found.crossings[cut].forward for cut in cuts])
+        self.back = np.array([found.crossings[cut].backward for cut in cuts])
+        self.busiest = np.maximum(self.ahead + self.back[:, None], self.ahead[:, None] + self.back)
         self.forward = np.triu(np.ones((len(cuts), len(cuts)), dtype=bool), 1)
         self.latency, self.per_byte = _links(cluster)
         self.stage = cache(self._stage)
