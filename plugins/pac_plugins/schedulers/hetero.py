@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterator, Sequence
+from itertools import count
 
 from pac_core.contracts.cluster import Cluster, Job, Profile
 from pac_core.contracts.scheduler import Plan, Scheduler
@@ -32,14 +33,14 @@ BUDGET = 200_000
 PLACES = 34
 """Of the chain where the recursion looks at cuts, evenly by work."""
 
-JUDGED = 80
-"""Seeds that are simulated."""
+JUDGED = 40
+"""Drafts of the recursion that are simulated for each size of micro-batches, at most."""
 
-PATIENCE = 12
+PATIENCE = 30
 """Drafts whose neighbours are all looked at without finding anything better."""
 
-NEAR = 1.1
-"""How much slower than the best a draft may be for its neighbours to be looked at."""
+NEAR, NEARER = 1.5, 1.1
+"""How much slower than the best a draft may be for its neighbours to be looked at, with few devices and with many."""
 
 
 class HeteroScheduler(Scheduler):
@@ -52,10 +53,11 @@ class HeteroScheduler(Scheduler):
     def plan(self, profile: Profile, cluster: Cluster, job: Job) -> Plan:
         judge = Judge(profile, cluster, job, BUDGET)
         tried = sizes(job)
-        seeds = judge.best([*_others(judge, profile, cluster, job), *_recursion(judge, tried)], NEAR)
+        near = NEAR if judge.count <= SUBSETS else NEARER
+        seeds = [*judge.best(_others(judge, profile, cluster, job), near), *judge.best(_recursion(judge, tried), near)]
         if not seeds:
             raise BadInput("nothing fits")
-        return judge.plan(_explored(judge, seeds, tried))
+        return judge.plan(_explored(judge, seeds, tried, near))
 
 
 def _others(judge: Judge, profile: Profile, cluster: Cluster, job: Job) -> Iterator[Draft]:
@@ -90,17 +92,19 @@ def _promising(
     most: int,
 ) -> list[Draft]:
     """Drafts of the recursion for each size of micro-batches, each kind of sets and each limit of those in flight."""
-    drafts: list[Draft | None] = []
+    promising: list[Draft] = []
     for size in tried:
-        count = micro_batches(judge.job, size)
-        deepest = min(judge.count, len(tables.cuts) - 1, count)
+        whole = micro_batches(judge.job, size)
+        deepest = min(judge.count, len(tables.cuts) - 1, whole)
         short = tables.is_short(size, deepest)
+        drafts: list[Draft | None] = []
         for limit in [limit for limit in limits if limit <= deepest] if short else [1]:
             for sets in kinds:
-                found = Recursion(tables, sets, size, count, limit, slowest).best(most)
+                found = Recursion(tables, sets, size, whole, limit, slowest).best(most)
                 drafts += [judge.draft(size, len(groups), groups, ends) for _, groups, ends in found]
-    fitting = dict.fromkeys(draft for draft in drafts if draft is not None)
-    return sorted(fitting, key=judge.estimate)[:JUDGED]
+        fitting = dict.fromkeys(draft for draft in drafts if draft is not None)
+        promising += sorted(fitting, key=judge.estimate)[:JUDGED]
+    return sorted(promising, key=judge.estimate)
 
 
 def _orders(judge: Judge) -> list[tuple[int, ...]]:
@@ -113,10 +117,12 @@ def _orders(judge: Judge) -> list[tuple[int, ...]]:
     return list(dict.fromkeys(map(tuple, orders)))
 
 
-def _explored(judge: Judge, seeds: Sequence[tuple[float, Draft]], tried: Sequence[int]) -> Draft:
+def _explored(judge: Judge, seeds: Sequence[tuple[float, Draft]], tried: Sequence[int], near: float) -> Draft:
     """The best draft that is found by small changes, each time of the best one that has not been changed yet."""
-    best, fastest = seeds[0]
-    waiting = [(seconds, number, draft) for number, (seconds, draft) in enumerate(seeds)]
+    numbers = count()
+    waiting = [(seconds, next(numbers), draft) for seconds, draft in seeds]
+    heapq.heapify(waiting)
+    best, _, fastest = waiting[0]
     seen = {draft for _, draft in seeds}
     patience = PATIENCE
     while waiting and patience and judge.left > 0:
@@ -125,10 +131,10 @@ def _explored(judge: Judge, seeds: Sequence[tuple[float, Draft]], tried: Sequenc
         for other in neighbours(judge, draft, tried):
             if judge.left <= 0:
                 break
-            found = judge.seconds(other, best * NEAR)
-            if found < best * NEAR and other not in seen:
+            found = judge.seconds(other, best * near)
+            if found < best * near and other not in seen:
                 seen.add(other)
-                heapq.heappush(waiting, (found, len(seen), other))
+                heapq.heappush(waiting, (found, next(numbers), other))
             if found < best * (1 - 1e-9):
                 best, fastest, patience = found, other, PATIENCE
                 heapq.heappush(waiting, (seconds, number, draft))

@@ -217,12 +217,13 @@ class Judge:
         return played.seconds
 
     def best(self, drafts: Iterable[Draft], near: float) -> list[tuple[float, Draft]]:
-        """Drafts with their seconds, as far as the budget goes, the fastest first; those that take more than ``near``
-        times as long as a better one may be left out."""
+        """Drafts with their seconds, as far as half of the budget goes, the fastest first; those that take more than
+        ``near`` times as long as a better one may be left out."""
+        half = self.left // 2
         judged: list[tuple[float, Draft]] = []
         fastest = math.inf
         for draft in sorted(dict.fromkeys(drafts), key=self.estimate):
-            seconds = self.seconds(draft, fastest * near)
+            seconds = self.seconds(draft, fastest * near) if self.left > half else math.inf
             if math.isfinite(seconds):
                 judged.append((seconds, draft))
                 fastest = min(fastest, seconds)

@@ -141,12 +141,12 @@ class Recursion:
         return zip(self.sets.smaller[number].tolist(), self.sets.groups[number])
 
     def _link(self, smaller: int, group: tuple[int, ...]) -> tuple[float, float]:
-        """Mean latency and seconds of a byte between a group and the stage behind, as far as that is known."""
+        """Least latency and seconds of a byte between a group and those that may be the stage behind."""
         others = self._nearest(smaller)
         if not others:
             return self.tables.cluster.default.latency_s, 8 / self.tables.cluster.default.bits_per_second
         pair = np.ix_(group, others)
-        return float(self.tables.latency[pair].mean()), float(self.tables.per_byte[pair].mean())
+        return float(self.tables.latency[pair].min()), float(self.tables.per_byte[pair].min())
 
     def _nearest(self, number: int) -> tuple[int, ...]:
         """Devices that the stage behind may have."""
