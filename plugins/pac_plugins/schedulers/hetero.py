@@ -100,8 +100,9 @@ def _promising(
         drafts: list[Draft | None] = []
         for limit in [limit for limit in limits if limit <= deepest] if short else [1]:
             for sets in kinds:
-                found = Recursion(tables, sets, size, whole, limit, slowest).best(most)
-                drafts += [judge.draft(size, len(groups), groups, ends) for _, groups, ends in found]
+                for part in (0.0, 1.0) if judge.cluster.links and sets.order is None else (0.0,):
+                    found = Recursion(tables, sets, size, whole, limit, slowest, part).best(most)
+                    drafts += [judge.draft(size, len(groups), groups, ends) for _, groups, ends in found]
         fitting = dict.fromkeys(draft for draft in drafts if draft is not None)
         promising += sorted(fitting, key=judge.estimate)[:JUDGED]
     return sorted(promising, key=judge.estimate)

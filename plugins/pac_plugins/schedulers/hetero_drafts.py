@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-
-import numpy as np
+from itertools import accumulate, pairwise
 
 from pac_core.contracts.cluster import Cluster, Job, Profile
 from pac_core.contracts.scheduler import Plan, StagePlan
@@ -27,6 +26,10 @@ FEWEST = 25
 
 WORK = 500
 """Numbers of a table that take as long as one action does in the simulator."""
+
+
+Shares = tuple[tuple[int, ...], tuple[int, ...]]
+"""Devices of a stage, and their rows."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Judge:
         self.cut: dict[tuple[int, tuple[tuple[int, ...], ...], int], list[tuple[int, ...]]] = {}
         self.share = cache(self._share)
         self.stage_s = cache(self._stage_s)
-        self.fastest = cache(self._fastest)
+        self.routes = cache(self._routes)
 
     def _share(self, group: tuple[int, ...], first: int, last: int, size: int, in_flight: int) -> tuple[int, ...] | None:
         members = [self.cluster.devices[i] for i in group]
@@ -166,23 +169,28 @@ class Judge:
         return most
 
     def _port_s(self, draft: Draft) -> float:
-        """Seconds that the busiest device sends or gets messages of a micro-batch, over the fastest link between the
-        stages; on a shared medium all messages."""
-        busiest = together = ahead = 0.0
-        links = [self.fastest(one, other) for one, other in zip(draft.groups, draft.groups[1:])]
-        for rows, (first, last), before, behind in zip(draft.rows, draft.ranges, [0.0, *links], [*links, 0.0]):
-            one, other = self.found.crossings[first], self.found.crossings[last]
-            sent = other.forward * behind + one.backward * before
-            got = one.forward * before + other.backward * behind
-            busiest = max(busiest, max(rows) * max(sent, got))
-            together += draft.size * (other.forward + other.backward) * behind
-        return together if self.cluster.shared else busiest
+        """Seconds that the busiest device sends or gets messages of a whole micro-batch; on a shared medium all do."""
+        ways = [
+            self.routes(*both)
+            for both in zip(zip(draft.groups, draft.rows), zip(draft.groups[1:], draft.rows[1:]))
+        ]
+        crossings = [self.found.crossings[end] for end in draft.ends[:-1]]
+        if self.cluster.shared:
+            return sum((c.forward + c.backward) * sum(s for _, _, s in way) for c, way in zip(crossings, ways))
+        sent: dict[int, float] = {}
+        got: dict[int, float] = {}
+        for crossing, way in zip(crossings, ways):
+            for one, other, seconds in way:
+                for source, target, size in ((one, other, crossing.forward), (other, one, crossing.backward)):
+                    sent[source] = sent.get(source, 0.0) + size * seconds
+                    got[target] = got.get(target, 0.0) + size * seconds
+        return max([*sent.values(), *got.values()], default=0.0)
 
-    def _fastest(self, one: tuple[int, ...], other: tuple[int, ...]) -> float:
-        """Seconds of a byte over the fastest link between two groups."""
-        if not self.cluster.links:
-            return 8 / self.cluster.default.bits_per_second
-        return float(self.tables.per_byte[np.ix_(one, other)].min())
+    def _routes(self, one: Shares, other: Shares) -> list[tuple[int, int, float]]:
+        """Which device of one stage has rows in common with which of the next, and the seconds of a byte of each."""
+        ahead, behind = (list(zip(group, pairwise(accumulate(rows, initial=0)))) for group, rows in (one, other))
+        common = [(i, j, min(b, d) - max(a, c)) for i, (a, b) in ahead for j, (c, d) in behind]
+        return [(i, j, rows * float(self.tables.per_byte[i, j])) for i, j, rows in common if rows > 0]
 
     def estimate(self, draft: Draft) -> float:
         """Seconds of a mini-batch, roughly: the slowest stage or the busiest port does all micro-batches; all stages and
@@ -194,10 +202,11 @@ class Judge:
         ]
         slowest = max(self._port_s(draft), *(stage[2] for stage in stages))
         sent = 0.0
-        for one, other, end in zip(draft.groups, draft.groups[1:], draft.ends):
+        both = zip(zip(draft.groups, draft.rows), zip(draft.groups[1:], draft.rows[1:]))
+        for (one, other), end in zip(both, draft.ends):
             crossing = self.found.crossings[end]
-            size = (crossing.forward + crossing.backward) * draft.size / (1 if self.cluster.shared else len(one))
-            sent += 2 * self.cluster.default.latency_s + size * self.fastest(one, other)
+            longest = max(seconds for _, _, seconds in self.routes(one, other))
+            sent += 2 * self.cluster.default.latency_s + (crossing.forward + crossing.backward) * longest
         names = [[self.cluster.devices[i].name for i in group] for group in draft.groups]
         reduced = max(
             all_reduce_s(self.cluster, group, slice_of(self.found.gradient_bytes, first, last))

@@ -73,10 +73,21 @@ class Recursion:
 
     Args:
         limit: most micro-batches in flight that memory is counted for.
+        part: of the way from the fastest link to the mean of those that may be used.
     """
 
-    def __init__(self, tables: Tables, sets: Sets, size: int, count: int, limit: int, slowest: Sequence[float]) -> None:
+    def __init__(
+        self,
+        tables: Tables,
+        sets: Sets,
+        size: int,
+        count: int,
+        limit: int,
+        slowest: Sequence[float],
+        part: float = 0.0,
+    ) -> None:
         self.tables, self.sets, self.size, self.count, self.limit = tables, sets, size, count, limit
+        self.part = part
         least = float(together(tables.base, tables.each, size)[0, -1])
         weights = [float(count), 1.0] if count > 1 and (tables.cluster.shared or sets.order is None) else [1.0]
         self.ways = [(least * factor, weight) for weight in weights for factor in slowest]
@@ -141,12 +152,14 @@ class Recursion:
         return zip(self.sets.smaller[number].tolist(), self.sets.groups[number])
 
     def _link(self, smaller: int, group: tuple[int, ...]) -> tuple[float, float]:
-        """Least latency and seconds of a byte between a group and those that may be the stage behind."""
+        """Latency and seconds of a byte between a group and those that may be the stage behind."""
         others = self._nearest(smaller)
         if not others:
             return self.tables.cluster.default.latency_s, 8 / self.tables.cluster.default.bits_per_second
         pair = np.ix_(group, others)
-        return float(self.tables.latency[pair].min()), float(self.tables.per_byte[pair].min())
+        latency, per_byte = self.tables.latency[pair], self.tables.per_byte[pair]
+        least, mean = float(per_byte.min()), float(per_byte.mean())
+        return float(latency.mean()), least + self.part * (mean - least)
 
     def _nearest(self, number: int) -> tuple[int, ...]:
         """Devices that the stage behind may have."""
