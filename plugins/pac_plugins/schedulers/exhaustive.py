@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations, pairwise, permutations, product
 
-from pac_core.contracts.cluster import Cluster, DeviceProfile, Job, Profile
+from pac_core.contracts.cluster import Cluster, DeviceProfile, Job, Link, Profile
 from pac_core.contracts.scheduler import Plan, Scheduler, StagePlan
 from pac_core.errors import BadInput
-from pac_core.planning.cost import Costs, Seconds, costs
+from pac_core.planning.cost import Costs, Seconds, all_reduce_s, costs, slice_of, transfer_s
 from pac_core.planning.events import play
 from pac_core.planning.memory import lack
 from pac_plugins.schedulers.parts import micro_batches, slices
@@ -62,6 +62,7 @@ class _Stage:
     Attributes:
         quickest: the least that a whole micro-batch takes any of its devices, in each pass.
         slowest: the most that it takes one of them in both.
+        reduced: the least in which they sum their gradients.
     """
 
     members: tuple[DeviceProfile, ...]
@@ -70,6 +71,7 @@ class _Stage:
     last: int
     quickest: Seconds
     slowest: float
+    reduced: float
 
 
 class _Search:
@@ -80,7 +82,9 @@ class _Search:
         self.found, self.cluster, self.size = found, cluster, size
         self.batch, self.count = job.batch_size, micro_batches(job, size)
         self.best: tuple[float, Plan | None] = (math.inf, None)
-        self.ways = cache(self._ways)
+        self.ways, self.rest = cache(self._ways), cache(self._rest)
+        links = [cluster.default, *cluster.links.values()]
+        self.link = Link(max(link.bits_per_second for link in links), min(link.latency_s for link in links))
 
     def run(self, best: tuple[float, Plan | None]) -> tuple[float, Plan | None]:
         """The better one of ``best`` and what this search finds, as seconds and plan."""
@@ -113,7 +117,7 @@ class _Search:
                 if not ways:
                     break
                 for stage in ways:
-                    if self._bound((*done, stage)) < self.best[0]:
+                    if self._bound((*done, stage), left) < self.best[0]:
                         self._extend((*done, stage), stages, limit, left)
 
     def _ways(self, members: tuple[DeviceProfile, ...], first: int, last: int, in_flight: int) -> list[_Stage]:
@@ -129,17 +133,42 @@ class _Search:
     def _stage(self, members: tuple[DeviceProfile, ...], rows: tuple[int, ...], first: int, last: int) -> _Stage:
         own = [self.found.seconds(member, first, last, count) for member, count in zip(members, rows)]
         quickest = Seconds(min(one.forward for one in own), min(one.backward for one in own))
-        return _Stage(members, rows, first, last, quickest, max(one.both for one in own))
+        size = slice_of(self.found.gradient_bytes, first, last)
+        fastest = replace(self.cluster, default=self.link, links={})
+        reduced = all_reduce_s(fastest, [member.name for member in members], size)
+        return _Stage(members, rows, first, last, quickest, max(one.both for one in own), reduced)
 
-    def _bound(self, done: Sequence[_Stage]) -> float:
-        """Seconds that no plan which begins so can be below: each stage waits for the first micro-batch and works on
-        all; the last gradients go back. A smaller micro-batch at the end counts as none."""
+    def _bound(self, done: Sequence[_Stage], left: tuple[DeviceProfile, ...]) -> float:
+        """Seconds that no plan which begins so can be below: each stage waits for the first micro-batch, works on all
+        and sums its gradients; the last gradients go back. A smaller micro-batch at the end counts as none."""
         whole = self.batch // self.size
+        returns = whole == self.count
         before, most = 0.0, 0.0
         for stage in done:
-            most = max(most, before + whole * stage.slowest)
-            before += stage.quickest.forward + (stage.quickest.backward if whole == self.count else 0.0)
-        return most
+            most = max(most, before + whole * stage.slowest + stage.reduced)
+            crossing = self.found.crossings[stage.last]  # of one row, over the fastest link that there is
+            before += stage.quickest.forward + transfer_s(self.link, crossing.forward)
+            before += stage.quickest.backward + transfer_s(self.link, crossing.backward) if returns else 0.0
+        if not left or done[-1].last == self.found.layers:
+            return most
+        return max(most, before + self.rest(done[-1].last, left))
+
+    def _rest(self, first: int, left: tuple[DeviceProfile, ...]) -> float:
+        """Seconds that the devices which are left cannot be below with the layers from ``first`` on, messages apart:
+        as if each layer were the device's that does it best compared with all of them, and none ever waited."""
+        last = self.found.layers
+        alone = [self._row_s(device, first, last) for device in left]
+        if min(alone) <= 0:
+            return 0.0
+        best = sum(
+            min(self._row_s(device, layer, layer + 1) / whole for device, whole in zip(left, alone))
+            for layer in range(first, last)
+        )
+        return self.batch * best / sum(1 / whole for whole in alone)
+
+    def _row_s(self, device: DeviceProfile, first: int, last: int) -> float:
+        """What a row adds to a device's work in a slice."""
+        return self.found.seconds(device, first, last, 1).both - self.found.seconds(device, first, last, 0).both
 
     def _judge(self, stages: Sequence[_Stage], limit: int) -> None:
         """Simulate the plan, with the devices of each group in any order."""
