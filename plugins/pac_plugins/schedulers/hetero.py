@@ -73,7 +73,7 @@ def _recursion(judge: Judge, tried: Sequence[int]) -> list[Draft]:
     """The best drafts of the recursion, by a rough estimate."""
     if judge.count <= SUBSETS:
         tables = Tables(judge.found, judge.cluster, places(judge.found, PLACES))
-        return _promising(judge, tables, tried, [all_sets(judge.count)], range(judge.count, 0, -1), SLOWEST, 6)
+        return _promising(judge, tables, tried, [all_sets(judge.kinds)], range(judge.count, 0, -1), SLOWEST, 3)
     orders = _orders(judge)
     coarse = Tables(judge.found, judge.cluster, places(judge.found, PLACES // 2))
     first = _promising(judge, coarse, tried, [along(orders[0], max(tried))], [1], FEWER, 1)
@@ -96,15 +96,15 @@ def _promising(
     for size in tried:
         whole = micro_batches(judge.job, size)
         deepest = min(judge.count, len(tables.cuts) - 1, whole)
+        fitting = [limit for limit in limits if limit <= deepest]
         short = tables.is_short(size, deepest)
         drafts: list[Draft | None] = []
-        for limit in [limit for limit in limits if limit <= deepest] if short else [1]:
+        for limit in fitting if short else fitting[:1]:
             for sets in kinds:
                 for part in (0.0, 1.0) if judge.cluster.links and sets.order is None else (0.0,):
                     found = Recursion(tables, sets, size, whole, limit, slowest, part).best(most)
-                    drafts += [judge.draft(size, len(groups), groups, ends) for _, groups, ends in found]
-        fitting = dict.fromkeys(draft for draft in drafts if draft is not None)
-        promising += sorted(fitting, key=judge.estimate)[:JUDGED]
+                    drafts += [judge.draft(size, len(groups), groups, ends) for groups, ends in found]
+        promising += sorted(dict.fromkeys(draft for draft in drafts if draft is not None), key=judge.estimate)[:JUDGED]
     return sorted(promising, key=judge.estimate)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import accumulate, pairwise
 
-from pac_core.contracts.cluster import Cluster, Job, Profile
+from pac_core.contracts.cluster import Cluster, DeviceProfile, Job, Profile
 from pac_core.contracts.scheduler import Plan, StagePlan
 from pac_core.planning.cost import all_reduce_s, costs, slice_of
 from pac_core.planning.cost import places as slice_places
@@ -66,6 +66,7 @@ class Judge:
 
     Attributes:
         left: actions and messages that may still be simulated.
+        kinds: for each device the first that does the same in every plan.
     """
 
     def __init__(self, profile: Profile, cluster: Cluster, job: Job, budget: int) -> None:
@@ -73,6 +74,7 @@ class Judge:
         self.found = costs(profile, job)
         self.slots = profile.chain()
         self.count = len(cluster.devices)
+        self.kinds = _kinds(cluster)
         self.tables = Tables(self.found, cluster, places(self.found, max(math.isqrt(NUMBERS // self.count), FEWEST)))
         self.known: dict[Draft, float] = {}
         self.cut: dict[tuple[int, tuple[tuple[int, ...], ...], int], list[tuple[int, ...]]] = {}
@@ -193,26 +195,29 @@ class Judge:
         return [(i, j, rows * float(self.tables.per_byte[i, j])) for i, j, rows in common if rows > 0]
 
     def estimate(self, draft: Draft) -> float:
-        """Seconds of a mini-batch, roughly: the slowest stage or the busiest port does all micro-batches; all stages and
-        messages of one are waited for, and the slowest sum of gradients."""
+        """Seconds of a mini-batch, roughly: the first micro-batch goes through all stages and back; the others follow at
+        the pace of the slowest stage, of the busiest port, or of the stage that waits longest until one of those that
+        it may have in flight comes back. Gradients are summed at the end."""
         count = micro_batches(self.job, draft.size)
-        stages = [
-            self.stage_s(group, rows, first, last)
-            for group, rows, (first, last) in zip(draft.groups, draft.rows, draft.ranges)
-        ]
-        slowest = max(self._port_s(draft), *(stage[2] for stage in stages))
-        sent = 0.0
-        both = zip(zip(draft.groups, draft.rows), zip(draft.groups[1:], draft.rows[1:]))
-        for (one, other), end in zip(both, draft.ends):
-            crossing = self.found.crossings[end]
-            longest = max(seconds for _, _, seconds in self.routes(one, other))
-            sent += 2 * self.cluster.default.latency_s + (crossing.forward + crossing.backward) * longest
-        names = [[self.cluster.devices[i].name for i in group] for group in draft.groups]
-        reduced = max(
-            all_reduce_s(self.cluster, group, slice_of(self.found.gradient_bytes, first, last))
-            for group, (first, last) in zip(names, draft.ranges)
-        )
-        return sum(stage[2] for stage in stages) + (count - 1) * slowest + sent + reduced
+        trip, pace, reduced = 0.0, self._port_s(draft), 0.0
+        for stage in reversed(range(len(draft.groups))):
+            first, last = draft.ranges[stage]
+            taken = self.stage_s(draft.groups[stage], draft.rows[stage], first, last)[2]
+            trip += taken + self._message_s(draft, stage)
+            in_flight = min(len(draft.groups) - stage, draft.limit, count)
+            pace = max(pace, taken, trip / in_flight)
+            names = [self.cluster.devices[i].name for i in draft.groups[stage]]
+            reduced = max(reduced, all_reduce_s(self.cluster, names, slice_of(self.found.gradient_bytes, first, last)))
+        return trip + (count - 1) * pace + reduced
+
+    def _message_s(self, draft: Draft, stage: int) -> float:
+        """Seconds until the messages of a micro-batch behind a stage have arrived, there and back."""
+        if stage + 1 == len(draft.groups):
+            return 0.0
+        crossing = self.found.crossings[draft.ends[stage]]
+        one, other = ((draft.groups[i], draft.rows[i]) for i in (stage, stage + 1))
+        longest = max(seconds for _, _, seconds in self.routes(one, other))
+        return 2 * self.cluster.default.latency_s + (crossing.forward + crossing.backward) * longest
 
     def seconds(self, draft: Draft, below: float = math.inf) -> float:
         """Simulated seconds of a mini-batch; infinite if they cannot be ``below``, or the budget is used up."""
@@ -237,3 +242,10 @@ class Judge:
                 judged.append((seconds, draft))
                 fastest = min(fastest, seconds)
         return sorted(judged, key=lambda pair: pair[0])
+
+
+def _kinds(cluster: Cluster) -> tuple[int, ...]:
+    if cluster.links:
+        return tuple(range(len(cluster.devices)))
+    first: dict[DeviceProfile, int] = {}
+    return tuple(first.setdefault(replace(device, name=""), i) for i, device in enumerate(cluster.devices))

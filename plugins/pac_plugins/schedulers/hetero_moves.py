@@ -62,7 +62,8 @@ def _moved(judge: Judge, draft: Draft, sizes: Sequence[int]) -> Iterator[Draft |
     """One device to another stage, out of the plan, or into it."""
     places = [(stage, device) for stage, group in enumerate(draft.groups) for device in group]
     idle = [(None, device) for device in range(judge.count) if device not in draft.used]
-    for stage, device in [*places, *idle]:
+    kinds = {(stage, judge.kinds[device]): device for stage, device in [*places, *idle]}
+    for (stage, _), device in kinds.items():
         for target in (None, *range(len(draft.groups))):
             if target == stage:
                 continue
@@ -99,7 +100,7 @@ def _swapped(judge: Judge, draft: Draft, sizes: Sequence[int]) -> Iterator[Draft
     """Two devices of different stages, or one that is left out and one that is not, in each other's place."""
     stages = {device: stage for stage, group in enumerate(draft.groups) for device in group}
     for one, other in combinations(range(judge.count), 2):
-        if stages.get(one) != stages.get(other):
+        if stages.get(one) != stages.get(other) and judge.kinds[one] != judge.kinds[other]:
             swap = {one: other, other: one}
             groups = [tuple(swap.get(device, device) for device in group) for group in draft.groups]
             yield from _near(judge, draft, groups, draft.ends)

@@ -25,8 +25,8 @@ FEWER = (1.05, 1.25, 1.6, 2.5, 8.0, np.inf)
 GROUPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 """Sizes of groups along an order of many devices."""
 
-Found = tuple[float, tuple[tuple[int, ...], ...], tuple[int, ...]]
-"""Estimated seconds, groups and ends."""
+Found = tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]
+"""Groups and ends."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,25 @@ class Sets:
     order: tuple[int, ...] | None = None
 
 
-def all_sets(count: int) -> Sets:
-    """All sets of so many devices: the number of a set is its bits."""
+def all_sets(kinds: Sequence[int]) -> Sets:
+    """All sets of devices, of sets that are alike the first: of each kind its first devices, in order.
+
+    Args:
+        kinds: for each device the first of its kind.
+    """
+    count = len(kinds)
+    before = [max((j for j in range(i) if kinds[j] == kinds[i]), default=None) for i in range(count)]
+    sets = [
+        bits
+        for bits in range(1 << count)
+        if all(not bits >> i & 1 or j is None or bits >> j & 1 for i, j in enumerate(before))
+    ]
     smaller: list[NDArray[np.intp]] = []
     groups: list[list[tuple[int, ...]]] = []
-    for bits in range(1 << count):
-        parts = [rest for rest in range(bits) if rest & bits == rest]
-        smaller.append(np.array(parts, dtype=np.intp))
-        groups.append([tuple(i for i in range(count) if (bits ^ rest) >> i & 1) for rest in parts])
+    for bits in sets:
+        parts = [(number, rest) for number, rest in enumerate(sets) if rest & bits == rest != bits]
+        smaller.append(np.array([number for number, _ in parts], dtype=np.intp))
+        groups.append([tuple(i for i in range(count) if (bits ^ rest) >> i & 1) for _, rest in parts])
     return Sets(smaller, groups)
 
 
@@ -167,17 +178,16 @@ class Recursion:
         return groups[0] if groups else ()
 
     def best(self, most: int) -> Iterator[Found]:
-        """For each way at most so many, one a set and level, the best first."""
+        """For each way and each number of stages that is told apart at most so many sets, the best first."""
         finals = np.stack([values[1:, :, 0] for values in self.values[1:]])  # (sets, limit, ways)
-        for number, (bound, _) in enumerate(self.ways):
-            flat = finals[:, :, number].ravel()
-            for at in np.argsort(flat, kind="stable")[:most]:
-                if not np.isfinite(flat[at]):
-                    break
-                held, level = divmod(int(at), self.limit)
-                yield self._traced(held + 1, level + 1, number, float(flat[at]), bound)
+        for way in range(len(self.ways)):
+            for level in range(1, self.limit + 1):
+                own = finals[:, level - 1, way]
+                for at in np.argsort(own, kind="stable")[:most]:
+                    if np.isfinite(own[at]):
+                        yield self._traced(int(at) + 1, level, way)
 
-    def _traced(self, number: int, level: int, way: int, value: float, bound: float) -> Found:
+    def _traced(self, number: int, level: int, way: int) -> Found:
         place, last = 0, len(self.tables.cuts) - 1
         groups, ends = [], []
         while place < last:
@@ -190,4 +200,4 @@ class Recursion:
             before = self.values[number]
             deeper = level == self.limit and before[level, way, place] <= before[level - 1, way, place]
             level = level if deeper else level - 1
-        return value, tuple(groups), tuple(ends)
+        return tuple(groups), tuple(ends)
