@@ -10,7 +10,7 @@ from itertools import accumulate, pairwise
 
 from pac_core.contracts.cluster import Cluster, DeviceProfile, Job, Profile
 from pac_core.contracts.scheduler import Plan, StagePlan
-from pac_core.planning.cost import all_reduce_s, costs, slice_of
+from pac_core.planning.cost import Seconds, all_reduce_s, costs, slice_of
 from pac_core.planning.cost import places as slice_places
 from pac_core.planning.events import play
 from pac_plugins.schedulers.hetero_tables import Tables, places, recuts
@@ -80,6 +80,7 @@ class Judge:
         self.cut: dict[tuple[int, tuple[tuple[int, ...], ...], int], list[tuple[int, ...]]] = {}
         self.share = cache(self._share)
         self.stage_s = cache(self._stage_s)
+        self.alone_s = cache(self._alone_s)
         self.routes = cache(self._routes)
 
     def _share(self, group: tuple[int, ...], first: int, last: int, size: int, in_flight: int) -> tuple[int, ...] | None:
@@ -88,8 +89,15 @@ class Judge:
 
     def _stage_s(self, group: tuple[int, ...], rows: tuple[int, ...], first: int, last: int) -> tuple[float, float, float]:
         """Least seconds of a whole micro-batch in each pass, and the most of one device in both."""
-        own = [self.found.seconds(self.cluster.devices[i], first, last, count) for i, count in zip(group, rows)]
+        own = self._passes(group, rows, first, last)
         return min(one.forward for one in own), min(one.backward for one in own), max(one.both for one in own)
+
+    def _alone_s(self, group: tuple[int, ...], rows: tuple[int, ...], first: int, last: int) -> tuple[float, ...]:
+        """Seconds of a whole micro-batch in both passes, for each device."""
+        return tuple(one.both for one in self._passes(group, rows, first, last))
+
+    def _passes(self, group: tuple[int, ...], rows: tuple[int, ...], first: int, last: int) -> list[Seconds]:
+        return [self.found.seconds(self.cluster.devices[i], first, last, count) for i, count in zip(group, rows)]
 
     def draft(
         self, size: int, limit: int, groups: Sequence[tuple[int, ...]], ends: Sequence[int], like: Draft | None = None
@@ -199,25 +207,33 @@ class Judge:
         the pace of the slowest stage, of the busiest port, or of the stage that waits longest until one of those that
         it may have in flight comes back. Gradients are summed at the end."""
         count = micro_batches(self.job, draft.size)
-        trip, pace, reduced = 0.0, self._port_s(draft), 0.0
-        for stage in reversed(range(len(draft.groups))):
-            first, last = draft.ranges[stage]
-            taken = self.stage_s(draft.groups[stage], draft.rows[stage], first, last)[2]
-            trip += taken + self._message_s(draft, stage)
+        trips = self._trips(draft)
+        pace, reduced = self._port_s(draft), 0.0
+        for stage, (group, (first, last)) in enumerate(zip(draft.groups, draft.ranges)):
             in_flight = min(len(draft.groups) - stage, draft.limit, count)
-            pace = max(pace, taken, trip / in_flight)
-            names = [self.cluster.devices[i].name for i in draft.groups[stage]]
+            pace = max(pace, self.stage_s(group, draft.rows[stage], first, last)[2], trips[stage] / in_flight)
+            names = [self.cluster.devices[i].name for i in group]
             reduced = max(reduced, all_reduce_s(self.cluster, names, slice_of(self.found.gradient_bytes, first, last)))
-        return trip + (count - 1) * pace + reduced
+        return trips[0] + (count - 1) * pace + reduced
 
-    def _message_s(self, draft: Draft, stage: int) -> float:
-        """Seconds until the messages of a micro-batch behind a stage have arrived, there and back."""
-        if stage + 1 == len(draft.groups):
-            return 0.0
-        crossing = self.found.crossings[draft.ends[stage]]
-        one, other = ((draft.groups[i], draft.rows[i]) for i in (stage, stage + 1))
-        longest = max(seconds for _, _, seconds in self.routes(one, other))
-        return 2 * self.cluster.default.latency_s + (crossing.forward + crossing.backward) * longest
+    def _trips(self, draft: Draft) -> list[float]:
+        """For each stage the longest that its part of a micro-batch takes until it is back, both passes included."""
+        trips: list[float] = []
+        behind: dict[int, float] = {}
+        for stage in reversed(range(len(draft.groups))):
+            group, rows = draft.groups[stage], draft.rows[stage]
+            own = dict(zip(group, self.alone_s(group, rows, *draft.ranges[stage])))
+            if behind:
+                crossing = self.found.crossings[draft.ends[stage]]
+                size, latency = crossing.forward + crossing.backward, 2 * self.cluster.default.latency_s
+                routes = self.routes((group, rows), (draft.groups[stage + 1], draft.rows[stage + 1]))
+                own = {
+                    one: taken + max(latency + size * s + behind[other] for source, other, s in routes if source == one)
+                    for one, taken in own.items()
+                }
+            behind = own
+            trips.append(max(own.values()))
+        return trips[::-1]
 
     def seconds(self, draft: Draft, below: float = math.inf) -> float:
         """Simulated seconds of a mini-batch; infinite if they cannot be ``below``, or the budget is used up."""
