@@ -46,12 +46,20 @@ class ExhaustiveScheduler(Scheduler):
         return best
 
 
-def faster_plan(profile: Profile, cluster: Cluster, job: Job, seconds: float) -> Plan | None:
-    """The best of all plans whose mini-batch takes less than ``seconds`` in the simulator; None if there is none."""
+def faster_plan(
+    profile: Profile, cluster: Cluster, job: Job, seconds: float, steps: float = math.inf
+) -> Plan | None:
+    """The best of all plans whose mini-batch takes less than ``seconds`` in the simulator; None if there is none.
+
+    Args:
+        steps: beginnings of plans that are looked at; with fewer than there are it is the best of those looked at.
+    """
     found = costs(profile, job)
     best: tuple[float, Plan | None] = (seconds, None)
     for size in sizes(job):
-        best = _Search(profile, found, cluster, job, size).run(best)
+        search = _Search(profile, found, cluster, job, size, steps)
+        best = search.run(best)
+        steps = search.steps
     return best[1]
 
 
@@ -77,7 +85,8 @@ class _Stage:
 class _Search:
     """All plans with micro-batches of one size."""
 
-    def __init__(self, profile: Profile, found: Costs, cluster: Cluster, job: Job, size: int) -> None:
+    def __init__(self, profile: Profile, found: Costs, cluster: Cluster, job: Job, size: int, steps: float) -> None:
+        self.steps = steps
         self.slots = profile.chain()
         self.found, self.cluster, self.size = found, cluster, size
         self.batch, self.count = job.batch_size, micro_batches(job, size)
@@ -117,6 +126,9 @@ class _Search:
                 if not ways:
                     break
                 for stage in ways:
+                    self.steps -= 1
+                    if self.steps < 0:
+                        return
                     if self._bound((*done, stage), left) < self.best[0]:
                         self._extend((*done, stage), stages, limit, left)
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 
 from pac_core.contracts.cluster import Cluster, Job, Profile
 from pac_core.contracts.scheduler import Plan, Scheduler
 from pac_core.errors import BadInput
 from pac_plugins.schedulers.data_parallel import DataParallelScheduler
-from pac_plugins.schedulers.hetero_drafts import Draft, Judge
+from pac_plugins.schedulers.exhaustive import faster_plan
+from pac_plugins.schedulers.hetero_drafts import NAME, Draft, Judge
 from pac_plugins.schedulers.hetero_moves import neighbours
 from pac_plugins.schedulers.hetero_seeds import FEWER, SLOWEST, SUBSETS, Recursion, Sets, all_sets, along
 from pac_plugins.schedulers.hetero_tables import Tables, places
@@ -36,6 +38,9 @@ PLACES = 34
 JUDGED = 40
 """Drafts of the recursion that are simulated for each size of micro-batches, at most."""
 
+STEPS = 100_000
+"""Beginnings of plans that are looked at in the end with few devices: enough for all where layers are few as well."""
+
 PATIENCE = 30
 """Drafts whose neighbours are all looked at without finding anything better."""
 
@@ -57,7 +62,14 @@ class HeteroScheduler(Scheduler):
         seeds = [*judge.best(_others(judge, profile, cluster, job), near), *judge.best(_recursion(judge, tried), near)]
         if not seeds:
             raise BadInput("nothing fits")
-        return judge.plan(_explored(judge, seeds, tried, near))
+        chosen = _explored(judge, seeds, tried, near)
+        better = _proved(profile, cluster, job, judge.known[chosen]) if judge.count <= SUBSETS else None
+        return judge.plan(chosen) if better is None else replace(better, scheduler=NAME)
+
+
+def _proved(profile: Profile, cluster: Cluster, job: Job, seconds: float) -> Plan | None:
+    """A plan that takes less than ``seconds``, if a search through all plans comes to one."""
+    return faster_plan(profile, cluster, job, seconds, STEPS)
 
 
 def _others(judge: Judge, profile: Profile, cluster: Cluster, job: Job) -> Iterator[Draft]:
