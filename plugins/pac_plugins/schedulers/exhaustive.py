@@ -13,7 +13,7 @@ from pac_core.contracts.scheduler import Plan, Scheduler, StagePlan
 from pac_core.errors import BadInput
 from pac_core.planning.cost import Costs, Seconds, all_reduce_s, costs, slice_of, transfer_s
 from pac_core.planning.events import play
-from pac_core.planning.memory import lack
+from pac_plugins.schedulers.fitting import why_none
 from pac_plugins.schedulers.parts import micro_batches, slices
 from pac_plugins.schedulers.rows import rows_that_fit, share_rows, sizes
 
@@ -42,13 +42,11 @@ class ExhaustiveScheduler(Scheduler):
             raise BadInput(f"exhaustive tries every plan, for at most {MOST} devices; choose another scheduler")
         best = faster_plan(profile, cluster, job, math.inf)
         if best is None:
-            raise BadInput(f"the model does not fit: {_missing(costs(profile, job), cluster, job)}; use more devices")
+            raise BadInput(why_none(profile, cluster, job))
         return best
 
 
-def faster_plan(
-    profile: Profile, cluster: Cluster, job: Job, seconds: float, steps: float = math.inf
-) -> Plan | None:
+def faster_plan(profile: Profile, cluster: Cluster, job: Job, seconds: float, steps: float = math.inf) -> Plan | None:
     """The best of all plans whose mini-batch takes less than ``seconds`` in the simulator; None if there is none.
 
     Args:
@@ -230,19 +228,3 @@ def _groups(free: tuple[DeviceProfile, ...], cluster: Cluster) -> Iterator[tuple
     for counts in product(*(range(len(alike), -1, -1) for alike in kinds.values())):
         if any(counts):
             yield tuple(device for alike, count in zip(kinds.values(), counts) for device in alike[:count])
-
-
-def _missing(found: Costs, cluster: Cluster, job: Job) -> str:
-    """What the stage lacks that lacks most, in the cut into one stage a device that lacks least."""
-    size = job.micro_batch_size or 1
-    count = min(len(cluster.devices), len(found.cuts) - 1)
-    devices = sorted(cluster.devices, key=lambda device: -device.memory_bytes)[:count]
-    best: tuple[float, str] = (math.inf, "")
-    for inner in combinations(found.cuts[1:-1], count - 1):
-        needs = [
-            (device, stage, round(found.bytes(first, last, size, 1)))
-            for stage, (device, first, last) in enumerate(zip(devices, (0, *inner), (*inner, found.layers)))
-        ]
-        device, stage, needed = max(needs, key=lambda need: need[2] - need[0].memory_bytes)
-        best = min(best, (needed - device.memory_bytes, lack(device, stage, needed)))
-    return best[1]

@@ -13,6 +13,7 @@ from pac_core.contracts.scheduler import Plan, Scheduler
 from pac_core.errors import BadInput
 from pac_plugins.schedulers.data_parallel import DataParallelScheduler
 from pac_plugins.schedulers.exhaustive import faster_plan
+from pac_plugins.schedulers.fitting import why_none
 from pac_plugins.schedulers.hetero_drafts import NAME, Draft, Judge
 from pac_plugins.schedulers.hetero_moves import neighbours
 from pac_plugins.schedulers.hetero_seeds import FEWER, SLOWEST, SUBSETS, Recursion, Sets, all_sets, along
@@ -61,7 +62,7 @@ class HeteroScheduler(Scheduler):
         near = NEAR if judge.count <= SUBSETS else NEARER
         seeds = [*judge.best(_others(judge, profile, cluster, job), near), *judge.best(_recursion(judge, tried), near)]
         if not seeds:
-            raise BadInput("nothing fits")
+            raise BadInput(why_none(profile, cluster, job))
         chosen = _explored(judge, seeds, tried, near)
         better = _proved(profile, cluster, job, judge.known[chosen]) if judge.count <= SUBSETS else None
         return judge.plan(chosen) if better is None else replace(better, scheduler=NAME)

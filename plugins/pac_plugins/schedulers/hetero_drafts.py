@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import accumulate, pairwise
 
-from pac_core.contracts.cluster import Cluster, DeviceProfile, Job, Profile
+from pac_core.contracts.cluster import Cluster, Job, Profile
 from pac_core.contracts.scheduler import Plan, StagePlan
 from pac_core.planning.cost import Seconds, all_reduce_s, costs, slice_of
 from pac_core.planning.cost import places as slice_places
 from pac_core.planning.events import play
-from pac_plugins.schedulers.hetero_tables import Tables, places, recuts
+from pac_plugins.schedulers.hetero_tables import Tables, kinds, places, recuts
 from pac_plugins.schedulers.parts import micro_batches, slices
 from pac_plugins.schedulers.rows import rows_that_fit, share_rows
 
@@ -74,7 +74,7 @@ class Judge:
         self.found = costs(profile, job)
         self.slots = profile.chain()
         self.count = len(cluster.devices)
-        self.kinds = _kinds(cluster)
+        self.kinds = kinds(cluster)
         self.tables = Tables(self.found, cluster, places(self.found, max(math.isqrt(NUMBERS // self.count), FEWEST)))
         self.known: dict[Draft, float] = {}
         self.cut: dict[tuple[int, tuple[tuple[int, ...], ...], int], list[tuple[int, ...]]] = {}
@@ -83,11 +83,15 @@ class Judge:
         self.alone_s = cache(self._alone_s)
         self.routes = cache(self._routes)
 
-    def _share(self, group: tuple[int, ...], first: int, last: int, size: int, in_flight: int) -> tuple[int, ...] | None:
+    def _share(
+        self, group: tuple[int, ...], first: int, last: int, size: int, in_flight: int
+    ) -> tuple[int, ...] | None:
         members = [self.cluster.devices[i] for i in group]
         return share_rows(self.found, members, first, last, size, in_flight)
 
-    def _stage_s(self, group: tuple[int, ...], rows: tuple[int, ...], first: int, last: int) -> tuple[float, float, float]:
+    def _stage_s(
+        self, group: tuple[int, ...], rows: tuple[int, ...], first: int, last: int
+    ) -> tuple[float, float, float]:
         """Least seconds of a whole micro-batch in each pass, and the most of one device in both."""
         own = self._passes(group, rows, first, last)
         return min(one.forward for one in own), min(one.backward for one in own), max(one.both for one in own)
@@ -125,9 +129,7 @@ class Judge:
     def fits(self, group: Sequence[int], rows: Sequence[int], first: int, last: int, in_flight: int) -> bool:
         """Whether a stage has the memory for its rows."""
         devices = self.cluster.devices
-        return all(
-            own <= rows_that_fit(self.found, devices[i], first, last, in_flight) for i, own in zip(group, rows)
-        )
+        return all(own <= rows_that_fit(self.found, devices[i], first, last, in_flight) for i, own in zip(group, rows))
 
     def recuts(self, size: int, groups: Sequence[tuple[int, ...]], limit: int) -> list[tuple[int, ...]]:
         """Ends that suit these groups."""
@@ -181,8 +183,7 @@ class Judge:
     def _port_s(self, draft: Draft) -> float:
         """Seconds that the busiest device sends or gets messages of a whole micro-batch; on a shared medium all do."""
         ways = [
-            self.routes(*both)
-            for both in zip(zip(draft.groups, draft.rows), zip(draft.groups[1:], draft.rows[1:]))
+            self.routes(*both) for both in zip(zip(draft.groups, draft.rows), zip(draft.groups[1:], draft.rows[1:]))
         ]
         crossings = [self.found.crossings[end] for end in draft.ends[:-1]]
         if self.cluster.shared:
@@ -258,10 +259,3 @@ class Judge:
                 judged.append((seconds, draft))
                 fastest = min(fastest, seconds)
         return sorted(judged, key=lambda pair: pair[0])
-
-
-def _kinds(cluster: Cluster) -> tuple[int, ...]:
-    if cluster.links:
-        return tuple(range(len(cluster.devices)))
-    first: dict[DeviceProfile, int] = {}
-    return tuple(first.setdefault(replace(device, name=""), i) for i, device in enumerate(cluster.devices))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pac_core.contracts.cluster import Cluster
+from pac_core.contracts.cluster import Cluster, DeviceProfile
 from pac_core.planning.cost import Costs
 
 Matrix = NDArray[np.float64]
@@ -134,7 +135,9 @@ def places(found: Costs, most: int) -> tuple[int, ...]:
     return (0, *(int(cut) for cut in np.unique(inner[nearest])), found.layers)
 
 
-def recuts(tables: Tables, groups: Sequence[tuple[int, ...]], size: int, count: int, limit: int) -> list[tuple[int, ...]]:
+def recuts(
+    tables: Tables, groups: Sequence[tuple[int, ...]], size: int, count: int, limit: int
+) -> list[tuple[int, ...]]:
     """Ends for these groups: for several times that no stage takes longer than, the least sum of all stages."""
     stages = len(groups)
     times = [tables.stage(group, size, min(stages - i, limit, count)) for i, group in enumerate(groups)]
@@ -179,3 +182,11 @@ def _links(cluster: Cluster) -> tuple[Matrix, Matrix]:
             for pair in (ends, ends[::-1]):
                 latency[pair], per_byte[pair] = link.latency_s, 8 / link.bits_per_second
     return latency, per_byte
+
+
+def kinds(cluster: Cluster) -> tuple[int, ...]:
+    """For each device the first one that does the same in every plan."""
+    if cluster.links:
+        return tuple(range(len(cluster.devices)))
+    first: dict[DeviceProfile, int] = {}
+    return tuple(first.setdefault(replace(device, name=""), i) for i, device in enumerate(cluster.devices))

@@ -13,6 +13,7 @@ from pac_core.contracts.scheduler import Plan, Scheduler, StagePlan
 from pac_core.errors import BadInput
 from pac_core.planning.cost import Costs, Seconds, all_reduce_s, costs, slice_of, transfer_s
 from pac_core.planning.memory import lack
+from pac_core.planning.nearest import nearest_change
 from pac_plugins.schedulers.parts import micro_batches, slices, split_rows
 
 FILLING = 4
@@ -53,7 +54,7 @@ class PacScheduler(Scheduler):
         count = micro_batches(job, size)
         candidates = list(balanced(found, cluster.devices, size))
         if not candidates:
-            raise BadInput(_why_none(found, cluster, size))
+            raise BadInput(_why_none(profile, found, cluster, job, size))
         best = min(candidates, key=lambda one: mini_batch_s(found, cluster, one, size, count))
         return _plan(profile, found, cluster, best, size, count)
 
@@ -218,8 +219,8 @@ def _plan(profile: Profile, found: Costs, cluster: Cluster, chosen: Balanced, si
     return Plan(stages, count, scheduler="pac", in_flight=None if limit == most else limit)
 
 
-def _why_none(found: Costs, cluster: Cluster, size: int) -> str:
-    """What is missing in the plan that lacks least, if memory did not count."""
+def _why_none(profile: Profile, found: Costs, cluster: Cluster, job: Job, size: int) -> str:
+    """What is missing in the plan that lacks least, if memory did not count, and what would fit."""
     roomy = [replace(device, memory_bytes=ENDLESS) for device in cluster.devices]
     plans = list(balanced(found, roomy, size))
     if not plans:
@@ -231,7 +232,11 @@ def _why_none(found: Costs, cluster: Cluster, size: int) -> str:
     def lacking(need: tuple[DeviceProfile, int, int]) -> int:
         return need[2] - need[0].memory_bytes
 
+    def fits(other: Cluster, work: Job) -> bool:
+        rows = min(work.micro_batch_size or size, work.batch_size)
+        return any(balanced(costs(profile, work), other.devices, rows))
+
     worst = [max(_needs(found, cluster.devices, plan, size, 1), key=lacking) for plan in plans]
-    return (
-        f"the model does not fit: {lack(*min(worst, key=lacking))}; use more devices, or a smaller --micro-batch-size"
-    )
+    most = min(worst, key=lacking)
+    change = nearest_change(cluster, replace(job, micro_batch_size=size), most[0].name, fits)
+    return f"the model does not fit: {lack(*most)}; {change}"
