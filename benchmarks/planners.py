@@ -5,8 +5,8 @@
     python benchmarks/planners.py --growth           planning time up to 1,000 devices
 
 Random cases have up to 6 devices and 8 layers, alike or not, memory ample or tight, links known or not, shared or not.
-The optimum is found by looking for a plan that beats the one of ``pac-hetero``; a gap is how much longer a mini-batch of
-the plan takes. Times of planning are processor time of one thread; set OMP_NUM_THREADS=1.
+The optimum is found by looking for a plan that beats the one of ``pac-hetero``; a gap is how much longer a mini-batch
+takes than with the best. Times of planning are processor time of one thread; set OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import count
@@ -40,7 +39,10 @@ JUDGED = 40
 """Drafts of the recursion that are simulated for each size of micro-batches, at most."""
 
 STEPS = 100_000
-"""Beginnings of plans that are looked at in the end with few devices: enough for all where layers are few as well."""
+"""Beginnings of plans that are looked at in the end with few devices and layers: mostly enough for all."""
+
+LAYERS = 12
+"""Of the chain, at most, for that."""
 
 PATIENCE = 30
 """Drafts whose neighbours are all looked at without finding anything better."""
@@ -64,13 +66,9 @@ class HeteroScheduler(Scheduler):
         if not seeds:
             raise BadInput(why_none(profile, cluster, job))
         chosen = _explored(judge, seeds, tried, near)
-        better = _proved(profile, cluster, job, judge.known[chosen]) if judge.count <= SUBSETS else None
+        few = judge.count <= SUBSETS and judge.found.layers <= LAYERS
+        better = faster_plan(profile, cluster, job, judge.known[chosen], STEPS) if few else None
         return judge.plan(chosen) if better is None else replace(better, scheduler=NAME)
-
-
-def _proved(profile: Profile, cluster: Cluster, job: Job, seconds: float) -> Plan | None:
-    """A plan that takes less than ``seconds``, if a search through all plans comes to one."""
-    return faster_plan(profile, cluster, job, seconds, STEPS)
 
 
 def _others(judge: Judge, profile: Profile, cluster: Cluster, job: Job) -> Iterator[Draft]:

@@ -204,8 +204,8 @@ class Judge:
         return [(i, j, rows * float(self.tables.per_byte[i, j])) for i, j, rows in common if rows > 0]
 
     def estimate(self, draft: Draft) -> float:
-        """Seconds of a mini-batch, roughly: the first micro-batch goes through all stages and back; the others follow at
-        the pace of the slowest stage, of the busiest port, or of the stage that waits longest until one of those that
+        """Seconds of a mini-batch, roughly: one micro-batch goes through all stages and back; the others follow at the
+        pace of the slowest stage, of the busiest port, or of the stage that waits longest until one of those that
         it may have in flight comes back. Gradients are summed at the end."""
         count = micro_batches(self.job, draft.size)
         trips = self._trips(draft)

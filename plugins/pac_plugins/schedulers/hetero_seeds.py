@@ -1,6 +1,6 @@
 """Where the local search of `pac-hetero` begins: a recursion over sets of devices and places of the chain.
 
-From the last stage to the first. Its value is the time of one micro-batch through all stages and of their messages, under
+From the last stage to the first. Its value is the time of one micro-batch through all stages and its messages, under
 the condition that no stage takes longer than a given time: for several such times, since a mini-batch takes about the
 one and, for each further micro-batch, the other. Memory counts the micro-batches in flight.
 """

@@ -52,7 +52,7 @@ class TestHetero(SchedulerSuite):
 
 @st.composite
 def cases(draw: Any) -> Case:
-    """At most 6 layers and 4 devices, alike or not, with memory for all, a part or next to nothing, links of any kind."""
+    """At most 6 layers and 4 devices, alike or not, with memory for all, a part or next to nothing."""
     layers = tuple(
         replace(
             LAYER,
@@ -133,6 +133,6 @@ def test_the_nearest_change_that_would_fit_is_told(make: Any) -> None:
 def test_a_smaller_micro_batch_is_offered_if_it_fits(make: Any) -> None:
     layer = replace(LAYER, kept_bytes=1 << 16)
     profile, cluster = Profile({"one": (layer,) * 2}, {}), a_cluster(1.0, memory_bytes=40 * MIB)
-    with pytest.raises(BadInput, match="are missing; a micro-batch of 2 rows would fit$"):
+    with pytest.raises(BadInput, match=r"are missing; a micro-batch of 2 rows would fit$"):
         make().plan(profile, cluster, replace(JOB, micro_batch_size=8))
     make().plan(profile, cluster, replace(JOB, micro_batch_size=2))
