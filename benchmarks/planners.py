@@ -89,7 +89,9 @@ def search(seeds: range, devices: int, layers: int) -> None:
         best = own if better is None else simulate(better, *case).step_s
         gaps.append(own / best)
         if own > ENOUGH * best:
-            print(f"case {seed}: {own:.4f} s, and the best plan takes {best:.4f} s ({own / best:.3f} times)")
+            print(
+                f"case {seed}: {own:.4f} s, and the best plan takes {best:.4f} s ({own / best:.3f} times)", flush=True
+            )
         others = {name: seconds(made(name, *case), *case) for name in OTHERS}
         worse += any(other is not None and other < own * (1 - 1e-9) for other in others.values())
         if others["pac"] is not None:

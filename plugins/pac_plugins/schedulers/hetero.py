@@ -84,7 +84,10 @@ def _recursion(judge: Judge, tried: Sequence[int]) -> list[Draft]:
     """The best drafts of the recursion, by a rough estimate."""
     if judge.count <= SUBSETS:
         tables = Tables(judge.found, judge.cluster, places(judge.found, PLACES))
-        return _promising(judge, tables, tried, [all_sets(judge.kinds)], range(judge.count, 0, -1), SLOWEST, 3)
+        every = [all_sets(judge.kinds)]
+        if judge.found.layers <= LAYERS:
+            return _promising(judge, tables, tried, every, range(judge.count, 0, -1), SLOWEST, 3)
+        return _promising(judge, tables, tried, every, sorted({judge.count, 2, 1}, reverse=True), FEWER, 2)
     orders = _orders(judge)
     coarse = Tables(judge.found, judge.cluster, places(judge.found, PLACES // 2))
     first = _promising(judge, coarse, tried, [along(orders[0], max(tried))], [1], FEWER, 1)
