@@ -44,6 +44,9 @@ STEPS = 100_000
 LAYERS = 12
 """Of the chain, at most, for that."""
 
+MEDIUM = 24
+"""Layers up to which the recursion is asked in all its ways with few devices."""
+
 PATIENCE = 30
 """Drafts whose neighbours are all looked at without finding anything better."""
 
@@ -85,7 +88,7 @@ def _recursion(judge: Judge, tried: Sequence[int]) -> list[Draft]:
     if judge.count <= SUBSETS:
         tables = Tables(judge.found, judge.cluster, places(judge.found, PLACES))
         every = [all_sets(judge.kinds)]
-        if judge.found.layers <= LAYERS:
+        if judge.found.layers <= MEDIUM:
             return _promising(judge, tables, tried, every, range(judge.count, 0, -1), SLOWEST, 3)
         return _promising(judge, tables, tried, every, sorted({judge.count, 2, 1}, reverse=True), FEWER, 2)
     orders = _orders(judge)
