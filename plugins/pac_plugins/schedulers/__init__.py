@@ -1,4 +1,4 @@
-"""Bundled schedulers: single, data-parallel, pipeline, pac and exhaustive."""
+"""Bundled schedulers: single, data-parallel, pipeline, pac, pac-hetero and exhaustive."""
 
 from __future__ import annotations
 
@@ -38,6 +38,13 @@ def make_pac() -> Scheduler:
     return PacScheduler()
 
 
+def make_hetero() -> Scheduler:
+    """A `HeteroScheduler`."""
+    from pac_plugins.schedulers.hetero import HeteroScheduler
+
+    return HeteroScheduler()
+
+
 def make_exhaustive() -> Scheduler:
     """An `ExhaustiveScheduler`."""
     from pac_plugins.schedulers.exhaustive import ExhaustiveScheduler
@@ -51,4 +58,7 @@ def pac_register_schedulers(register: Register) -> None:
     register("data-parallel", make_data_parallel, summary="the whole model on every device, rows by speed")
     register("pipeline", make_pipeline, summary="a stage for each device, layers by speed and memory")
     register("pac", make_pac, summary="stages of device groups, as the paper plans them (equations 2 to 6)")
+    register(
+        "pac-hetero", make_hetero, summary="the same for devices that differ: uneven groups, any order, links count"
+    )
     register("exhaustive", make_exhaustive, summary="the best of all plans in the simulator, for up to 8 devices")

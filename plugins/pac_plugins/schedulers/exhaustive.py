@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations, pairwise, permutations, product
 
-from pac_core.contracts.cluster import Cluster, DeviceProfile, Job, Profile
+from pac_core.contracts.cluster import Cluster, DeviceProfile, Job, Link, Profile
 from pac_core.contracts.scheduler import Plan, Scheduler, StagePlan
 from pac_core.errors import BadInput
-from pac_core.planning.cost import Costs, Seconds, costs
+from pac_core.planning.cost import Costs, Seconds, all_reduce_s, costs, slice_of, transfer_s
 from pac_core.planning.events import play
-from pac_core.planning.memory import lack
+from pac_plugins.schedulers.fitting import why_none
 from pac_plugins.schedulers.parts import micro_batches, slices
+from pac_plugins.schedulers.rows import rows_that_fit, share_rows, sizes
 
 MOST = 8
 """Devices beyond which trying everything would take hours."""
@@ -39,15 +40,25 @@ class ExhaustiveScheduler(Scheduler):
     def plan(self, profile: Profile, cluster: Cluster, job: Job) -> Plan:
         if len(cluster.devices) > MOST:
             raise BadInput(f"exhaustive tries every plan, for at most {MOST} devices; choose another scheduler")
-        found = costs(profile, job)
-        sizes = [job.micro_batch_size] if job.micro_batch_size else _sizes(job.batch_size)
-        searches = [_Search(profile, found, cluster, job, min(size, job.batch_size)) for size in sizes]
-        best: tuple[float, Plan | None] = (math.inf, None)
-        for search in searches:
-            best = search.run(best)
-        if best[1] is None:
-            raise BadInput(f"the model does not fit: {_missing(found, cluster, job)}; use more devices")
-        return best[1]
+        best = faster_plan(profile, cluster, job, math.inf)
+        if best is None:
+            raise BadInput(why_none(profile, cluster, job))
+        return best
+
+
+def faster_plan(profile: Profile, cluster: Cluster, job: Job, seconds: float, steps: float = math.inf) -> Plan | None:
+    """The best of all plans whose mini-batch takes less than ``seconds`` in the simulator; None if there is none.
+
+    Args:
+        steps: beginnings of plans that are looked at; with fewer than there are it is the best of those looked at.
+    """
+    found = costs(profile, job)
+    best: tuple[float, Plan | None] = (seconds, None)
+    for size in sizes(job):
+        search = _Search(profile, found, cluster, job, size, steps)
+        best = search.run(best)
+        steps = search.steps
+    return best[1]
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,7 @@ class _Stage:
     Attributes:
         quickest: the least that a whole micro-batch takes any of its devices, in each pass.
         slowest: the most that it takes one of them in both.
+        reduced: the least in which they sum their gradients.
     """
 
     members: tuple[DeviceProfile, ...]
@@ -65,17 +77,21 @@ class _Stage:
     last: int
     quickest: Seconds
     slowest: float
+    reduced: float
 
 
 class _Search:
     """All plans with micro-batches of one size."""
 
-    def __init__(self, profile: Profile, found: Costs, cluster: Cluster, job: Job, size: int) -> None:
+    def __init__(self, profile: Profile, found: Costs, cluster: Cluster, job: Job, size: int, steps: float) -> None:
+        self.steps = steps
         self.slots = profile.chain()
         self.found, self.cluster, self.size = found, cluster, size
         self.batch, self.count = job.batch_size, micro_batches(job, size)
         self.best: tuple[float, Plan | None] = (math.inf, None)
-        self.ways = cache(self._ways)
+        self.ways, self.rest = cache(self._ways), cache(self._rest)
+        links = [cluster.default, *cluster.links.values()]
+        self.link = Link(max(link.bits_per_second for link in links), min(link.latency_s for link in links))
 
     def run(self, best: tuple[float, Plan | None]) -> tuple[float, Plan | None]:
         """The better one of ``best`` and what this search finds, as seconds and plan."""
@@ -108,7 +124,10 @@ class _Search:
                 if not ways:
                     break
                 for stage in ways:
-                    if self._bound((*done, stage)) < self.best[0]:
+                    self.steps -= 1
+                    if self.steps < 0:
+                        return
+                    if self._bound((*done, stage), left) < self.best[0]:
                         self._extend((*done, stage), stages, limit, left)
 
     def _ways(self, members: tuple[DeviceProfile, ...], first: int, last: int, in_flight: int) -> list[_Stage]:
@@ -117,24 +136,49 @@ class _Search:
         if splits is None:
             best = share_rows(self.found, members, first, last, self.size, in_flight)
             splits = [] if best is None else [best]
-        room = [_rows_that_fit(self.found, member, first, last, in_flight) for member in members]
+        room = [rows_that_fit(self.found, member, first, last, in_flight) for member in members]
         fitting = [rows for rows in splits if all(own <= most for own, most in zip(rows, room))]
         return sorted((self._stage(members, rows, first, last) for rows in fitting), key=lambda stage: stage.slowest)
 
     def _stage(self, members: tuple[DeviceProfile, ...], rows: tuple[int, ...], first: int, last: int) -> _Stage:
         own = [self.found.seconds(member, first, last, count) for member, count in zip(members, rows)]
         quickest = Seconds(min(one.forward for one in own), min(one.backward for one in own))
-        return _Stage(members, rows, first, last, quickest, max(one.both for one in own))
+        size = slice_of(self.found.gradient_bytes, first, last)
+        fastest = replace(self.cluster, default=self.link, links={})
+        reduced = all_reduce_s(fastest, [member.name for member in members], size)
+        return _Stage(members, rows, first, last, quickest, max(one.both for one in own), reduced)
 
-    def _bound(self, done: Sequence[_Stage]) -> float:
-        """Seconds that no plan which begins so can be below: each stage waits for the first micro-batch and works on
-        all; the last gradients go back. A smaller micro-batch at the end counts as none."""
+    def _bound(self, done: Sequence[_Stage], left: tuple[DeviceProfile, ...]) -> float:
+        """Seconds that no plan which begins so can be below: each stage waits for the first micro-batch, works on all
+        and sums its gradients; the last gradients go back. A smaller micro-batch at the end counts as none."""
         whole = self.batch // self.size
+        returns = whole == self.count
         before, most = 0.0, 0.0
         for stage in done:
-            most = max(most, before + whole * stage.slowest)
-            before += stage.quickest.forward + (stage.quickest.backward if whole == self.count else 0.0)
-        return most
+            most = max(most, before + whole * stage.slowest + stage.reduced)
+            crossing = self.found.crossings[stage.last]  # of one row, over the fastest link that there is
+            before += stage.quickest.forward + transfer_s(self.link, crossing.forward)
+            before += stage.quickest.backward + transfer_s(self.link, crossing.backward) if returns else 0.0
+        if not left or done[-1].last == self.found.layers:
+            return most
+        return max(most, before + self.rest(done[-1].last, left))
+
+    def _rest(self, first: int, left: tuple[DeviceProfile, ...]) -> float:
+        """Seconds that the devices which are left cannot be below with the layers from ``first`` on, messages apart:
+        as if each layer were the device's that does it best compared with all of them, and none ever waited."""
+        last = self.found.layers
+        alone = [self._row_s(device, first, last) for device in left]
+        if min(alone) <= 0:
+            return 0.0
+        best = sum(
+            min(self._row_s(device, layer, layer + 1) / whole for device, whole in zip(left, alone))
+            for layer in range(first, last)
+        )
+        return self.batch * best / sum(1 / whole for whole in alone)
+
+    def _row_s(self, device: DeviceProfile, first: int, last: int) -> float:
+        """What a row adds to a device's work in a slice."""
+        return self.found.seconds(device, first, last, 1).both - self.found.seconds(device, first, last, 0).both
 
     def _judge(self, stages: Sequence[_Stage], limit: int) -> None:
         """Simulate the plan, with the devices of each group in any order."""
@@ -171,31 +215,6 @@ def _splits(size: int, count: int) -> list[tuple[int, ...]] | None:
     return [tuple(b - a for a, b in pairwise((0, *cut, size))) for cut in marks]
 
 
-def share_rows(
-    found: Costs, members: Sequence[DeviceProfile], first: int, last: int, size: int, in_flight: int
-) -> tuple[int, ...] | None:
-    """Rows of a micro-batch of ``size`` for each member of a group, at least one, so that the slowest takes the least
-    time; None if they have not the memory. Row by row, to the one that is done first with it."""
-    if size < len(members):
-        return None
-    rows = [1] * len(members)
-    room = [_rows_that_fit(found, member, first, last, in_flight) for member in members]
-    if min(room) < 1:
-        return None
-    for _ in range(size - len(members)):
-        able = [i for i in range(len(members)) if rows[i] + 1 <= room[i]]
-        if not able:
-            return None
-        rows[min(able, key=lambda i: found.seconds(members[i], first, last, rows[i] + 1).both)] += 1
-    return tuple(rows)
-
-
-def _rows_that_fit(found: Costs, member: DeviceProfile, first: int, last: int, in_flight: int) -> float:
-    each = found.bytes(first, last, 1, in_flight) - found.bytes(first, last, 0, in_flight)
-    free = member.memory_bytes - found.bytes(first, last, 0, in_flight)
-    return math.inf if each == 0 and free >= 0 else free / max(each, 1.0)
-
-
 def _kind(device: DeviceProfile, cluster: Cluster) -> DeviceProfile:
     """Equal for devices that do the same in every plan."""
     return device if cluster.links else replace(device, name="")
@@ -209,24 +228,3 @@ def _groups(free: tuple[DeviceProfile, ...], cluster: Cluster) -> Iterator[tuple
     for counts in product(*(range(len(alike), -1, -1) for alike in kinds.values())):
         if any(counts):
             yield tuple(device for alike, count in zip(kinds.values(), counts) for device in alike[:count])
-
-
-def _sizes(batch: int) -> list[int]:
-    """Sizes of micro-batches that are tried: those that divide a batch evenly, or nearly so."""
-    return sorted({-(-batch // count) for count in range(1, batch + 1) if count & (count - 1) == 0}, reverse=True)
-
-
-def _missing(found: Costs, cluster: Cluster, job: Job) -> str:
-    """What the stage lacks that lacks most, in the cut into one stage a device that lacks least."""
-    size = job.micro_batch_size or 1
-    count = min(len(cluster.devices), len(found.cuts) - 1)
-    devices = sorted(cluster.devices, key=lambda device: -device.memory_bytes)[:count]
-    best: tuple[float, str] = (math.inf, "")
-    for inner in combinations(found.cuts[1:-1], count - 1):
-        needs = [
-            (device, stage, round(found.bytes(first, last, size, 1)))
-            for stage, (device, first, last) in enumerate(zip(devices, (0, *inner), (*inner, found.layers)))
-        ]
-        device, stage, needed = max(needs, key=lambda need: need[2] - need[0].memory_bytes)
-        best = min(best, (needed - device.memory_bytes, lack(device, stage, needed)))
-    return best[1]

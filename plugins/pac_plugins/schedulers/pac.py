@@ -13,6 +13,7 @@ from pac_core.contracts.scheduler import Plan, Scheduler, StagePlan
 from pac_core.errors import BadInput
 from pac_core.planning.cost import Costs, Seconds, all_reduce_s, costs, slice_of, transfer_s
 from pac_core.planning.memory import lack
+from pac_core.planning.nearest import nearest_change
 from pac_core.planning.terms import Matrix, between
 from pac_plugins.schedulers.parts import micro_batches, slices, split_rows
 
@@ -52,7 +53,7 @@ class PacScheduler(Scheduler):
         count = micro_batches(job, size)
         candidates = list(balanced(found, cluster.devices, size))
         if not candidates:
-            raise BadInput(_why_none(found, cluster, size))
+            raise BadInput(_why_none(profile, found, cluster, job, size))
         best = min(candidates, key=lambda one: mini_batch_s(found, cluster, one, size, count))
         return _plan(profile, found, cluster, best, size, count)
 
@@ -80,14 +81,15 @@ def balanced(found: Costs, devices: Sequence[DeviceProfile], size: int) -> Itera
 def _group_times(found: Costs, devices: Sequence[DeviceProfile], size: int) -> dict[tuple[int, int], Matrix]:
     """T of equation 3 for each group of neighbouring devices [i, j): a matrix over first and end of the slice;
     infinite where memory does not suffice, the slice is empty, or no stage may begin there."""
-    alone: dict[tuple[DeviceProfile, int], Matrix] = {}
+    kinds = [replace(device, name="") for device in devices]
+    numbers = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
+    own = [numbers[kind] for kind in kinds]
     times: dict[tuple[int, int], Matrix] = {}
-    for first in range(len(devices)):
-        for end in range(first + 1, min(len(devices), first + size) + 1):
-            members = {*devices[first:end]}
-            for device in members - {key[0] for key in alone if key[1] == end - first}:
-                alone[device, end - first] = _times_of(found, device, end - first, size)
-            times[first, end] = np.maximum.reduce([alone[device, end - first] for device in members])
+    for group in range(1, min(len(devices), size) + 1):
+        alone = [_times_of(found, kind, group, size) for kind in numbers]
+        for first in range(len(devices) - group + 1):
+            members = sorted({*own[first : first + group]})
+            times[first, first + group] = np.maximum.reduce([alone[number] for number in members])
     return times
 
 
@@ -105,15 +107,16 @@ def _one_more_stage(
     best: list[Matrix], times: dict[tuple[int, int], Matrix], stages: int, count: int
 ) -> tuple[list[Matrix], dict[int, tuple[NDArray[np.intp], NDArray[np.intp]]]]:
     """Equation 2: W with one stage more, and for each number of devices the q and m that give it, over y."""
+    before = stages - 1  # so many layers at least
     following = [np.full_like(best[0], np.inf)] * (count + 1)
     chosen = {}
     for n in range(stages, count + 1):
         options = []
         for group in range(1, n - stages + 2):
             if (n - group, n) in times:
-                ways = np.maximum(best[n - group][:, None], times[n - group, n])
+                ways = np.maximum(best[n - group][before:, None], times[n - group, n][before:])
                 at = ways.argmin(axis=0)
-                options.append((ways[at, np.arange(len(at))], at, group))
+                options.append((ways[at, np.arange(len(at))], at + before, group))
         values = np.stack([value for value, _, _ in options])
         pick = values.argmin(axis=0)
         places = np.arange(values.shape[1])
@@ -205,8 +208,8 @@ def _plan(profile: Profile, found: Costs, cluster: Cluster, chosen: Balanced, si
     return Plan(stages, count, scheduler="pac", in_flight=None if limit == most else limit)
 
 
-def _why_none(found: Costs, cluster: Cluster, size: int) -> str:
-    """What is missing in the plan that lacks least, if memory did not count."""
+def _why_none(profile: Profile, found: Costs, cluster: Cluster, job: Job, size: int) -> str:
+    """What is missing in the plan that lacks least, if memory did not count, and what would fit."""
     roomy = [replace(device, memory_bytes=ENDLESS) for device in cluster.devices]
     plans = list(balanced(found, roomy, size))
     if not plans:
@@ -218,7 +221,11 @@ def _why_none(found: Costs, cluster: Cluster, size: int) -> str:
     def lacking(need: tuple[DeviceProfile, int, int]) -> int:
         return need[2] - need[0].memory_bytes
 
+    def fits(other: Cluster, work: Job) -> bool:
+        rows = min(work.micro_batch_size or size, work.batch_size)
+        return any(balanced(costs(profile, work), other.devices, rows))
+
     worst = [max(_needs(found, cluster.devices, plan, size, 1), key=lacking) for plan in plans]
-    return (
-        f"the model does not fit: {lack(*min(worst, key=lacking))}; use more devices, or a smaller --micro-batch-size"
-    )
+    most = min(worst, key=lacking)
+    change = nearest_change(cluster, replace(job, micro_batch_size=size), most[0].name, fits)
+    return f"the model does not fit: {lack(*most)}; {change}"

@@ -16,7 +16,7 @@ from pac_core.planning.simulate import simulate
 from pac_core.testing import SchedulerSuite
 from pac_core.testing.scheduler import JOB, LAYER, MIB, STREAMS, a_cluster, a_profile
 from pac_plugins.schedulers import make_data_parallel, make_exhaustive, make_pac, make_pipeline, make_single
-from pac_plugins.schedulers.exhaustive import share_rows
+from pac_plugins.schedulers.rows import share_rows
 
 MINE = replace(JOB, batch_size=6, micro_batch_size=3)
 
