@@ -32,7 +32,7 @@ def plan(
     profile: Annotated[
         Path | None, typer.Option(help="What pac profile has measured; its devices are taken without --cluster.")
     ] = None,
-    scheduler: Annotated[str | None, typer.Option(help="Planner (default: pac-hetero, or pac without it)")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Planner (default: that of the quickest run)")] = None,
     output: Annotated[Path | None, typer.Option(help="File for the plan of the cluster as it is.")] = None,
     task: Annotated[
         str | None, typer.Option(help="As for pac finetune (default: to write text, if the model has a decoder)")

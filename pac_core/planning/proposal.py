@@ -13,7 +13,7 @@ from pac_core.planning.work import Work
 from pac_core.registry import Registry
 
 PREFERRED = ("pac-hetero", "pac")
-"""Schedulers to plan with where none is asked for: the first that is there."""
+"""Schedulers that come first among those whose runs take equally long; their reason is told where nothing fits."""
 
 SLOW = {"exhaustive": 3}
 """Schedulers that try everything, and the devices up to which they are quick enough to be asked as well."""
@@ -115,27 +115,31 @@ def propose(
     """Plan with one scheduler, and ask all others what they would do.
 
     Args:
-        scheduler: by name; the first of `PREFERRED` that is there if None.
+        scheduler: by name; that of the quickest run if None, since each looks at mini-batches in the stages alone.
 
     Raises:
         UnknownPlugin: there is no such scheduler.
-        BadInput: it has no plan; the text says why.
+        BadInput: it has no plan, or none has; the text says why.
     """
-    known = registry.names("schedulers")
-    name = scheduler or next((one for one in PREFERRED if one in known), PREFERRED[-1])
 
-    def ask(one: str) -> tuple[Timeline, float]:
+    def ask(one: str) -> Candidate:
         made = plan(profile, cluster, job, one, registry)
         step = simulate(made, profile, cluster, job).step_s
-        return simulate(made, profile, cluster, job, work), step
+        return Candidate(one, simulate(made, profile, cluster, job, work), step)
 
-    def candidate(one: str) -> Candidate:
+    def tried(one: str) -> Candidate:
         try:
-            return Candidate(one, *ask(one))
+            return ask(one)
         except PacError as error:
             return Candidate(one, None, None, str(error))
 
-    chosen, step_s = ask(name)
-    others = [one for one in known if one != name and len(cluster.devices) <= SLOW.get(one, len(cluster.devices))]
-    found = [Candidate(name, chosen, step_s), *map(candidate, others)]
-    return Proposal(cluster, work, chosen, step_s, tuple(sorted(found, key=lambda candidate: candidate.order)))
+    known = sorted(registry.names("schedulers"), key=lambda one: (*(one != name for name in PREFERRED), one))
+    first = [] if scheduler is None else [ask(scheduler)]
+    quick = (one for one in known if len(cluster.devices) <= SLOW.get(one, len(cluster.devices)))
+    found = sorted([*first, *(tried(one) for one in quick if one != scheduler)], key=lambda one: one.order)
+    chosen = first[0] if first else found[0]
+    if chosen.timeline is None or chosen.step_s is None:
+        chosen = ask(known[0])  # says why not
+    assert chosen.timeline is not None
+    assert chosen.step_s is not None
+    return Proposal(cluster, work, chosen.timeline, chosen.step_s, tuple(found))

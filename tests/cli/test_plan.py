@@ -17,7 +17,6 @@ from pac_core.planning.cards import CARDS
 from pac_core.planning.make import read_plan
 from pac_core.planning.profile import analytic_profile
 from pac_core.planning.profile_file import ProfileFile, write_profile
-from pac_core.planning.proposal import PREFERRED
 from pac_core.planning.simulate import simulate
 from pac_core.planning.work import Work
 from pac_core.registry import Registry
@@ -121,12 +120,20 @@ def test_an_epoch_that_trains_as_it_fills_needs_no_spreading(told: Any, pac: Any
     assert predicted["seconds"] == predicted["epoch_1_seconds"]
     assert predicted["spread_seconds"] is predicted["cached_epoch_seconds"] is None
     assert "spreading" not in pac("--epochs", "1", "--fill", "train-while-fill")[1]
-    assert told("--epochs", "1")["predicted"]["spread_seconds"] > 0
+    assert told("--epochs", "1", "--scheduler", "pipeline")["predicted"]["spread_seconds"] > 0
 
 
-def test_the_preferred_scheduler_is_the_first_that_is_there(told: Any) -> None:
-    expected = next(name for name in PREFERRED if name in Registry().names("schedulers"))
-    assert told()["plan"]["scheduler"] == expected
+def test_the_quickest_run_is_proposed_if_no_scheduler_is_asked_for(told: Any) -> None:
+    found = told()
+    best = found["alternatives"][0]
+    assert best["chosen"]
+    assert (
+        best["seconds"]
+        == found["predicted"]["seconds"]
+        == min(a["seconds"] for a in found["alternatives"] if a["fits"])
+    )
+    slower = found["alternatives"][-1]["scheduler"]
+    assert told("--scheduler", slower)["plan"]["scheduler"] == slower
 
 
 def test_a_file_for_the_plan_serves_finetune_and_simulate(
