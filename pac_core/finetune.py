@@ -53,6 +53,7 @@ from pac_core.runtime.report import (
     single_plan,
     write_report,
 )
+from pac_core.runtime.settle import settle
 from pac_core.runtime.spmd import as_launched
 from pac_core.runtime.staged import Stages
 from pac_core.runtime.team import ALONE, Replicas, Team
@@ -111,7 +112,8 @@ class FineTuner:
         if crew is None:
             self._begin()
             loaded = load(self.config, self.registry)
-            return self._run(loaded, run_plan(self.config, loaded, self.registry, processes_here(1)))
+            planned = run_plan(self.config, loaded, self.registry, processes_here(1))
+            return self._run(settle(self.config, loaded, planned, self.registry), planned)
         with crew:
             try:
                 if not crew.leads:
@@ -136,6 +138,7 @@ class FineTuner:
         loaded = load(self.config, self.registry, {} if has_stages(self.config) else None)
         self._names = [device.name for device in devices.devices]
         planned = run_plan(self.config, loaded, self.registry, devices)
+        loaded = settle(self.config, loaded, planned, self.registry)
         self.team = Replicas(connect())
         hand_out(self.team.transport, loaded, planned, devices.devices if remote else None)
         return self._run(loaded, planned)

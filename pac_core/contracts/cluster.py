@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pac_core.contracts.formats import WeightFormat
+
 
 @dataclass(frozen=True)
 class DeviceProfile:
@@ -76,6 +78,7 @@ class LayerProfile:
         cross_flops: as `flops`, but a token of the stream that this one attends to, whose keys and values these are.
         cross_kept_bytes: as `kept_bytes`, likewise.
         gradient_bytes: of the gradients that a device group sums.
+        int8_bytes: of the backbone's weights held as int8; 0 where they cannot be, or are already.
     """
 
     flops: float
@@ -91,6 +94,7 @@ class LayerProfile:
     cross_flops: float = 0.0
     cross_kept_bytes: int = 0
     gradient_bytes: int = 0
+    int8_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,12 +106,14 @@ class Profile:
         embedding_bytes: per stream what is held with its first layer.
         head_bytes: what is held with the last layer of the chain.
         first_cut: smallest layer of a stream, beside 0, that a stage may begin with; later ones all may.
+        weights: how the layers' matrices are held, which `LayerProfile.weight_bytes` are for.
     """
 
     layers: Mapping[str, tuple[LayerProfile, ...]]
     embedding_bytes: Mapping[str, int]
     head_bytes: int = 0
     first_cut: int = 1
+    weights: WeightFormat = "native"
 
     def chain(self) -> list[tuple[str, int]]:
         """Stream and number of each layer, in order."""

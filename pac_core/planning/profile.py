@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pac_core.contracts.adapter import AdapterConfig
 from pac_core.contracts.backbone import BackboneInfo, Stream, tap_indices
 from pac_core.contracts.cluster import LayerProfile, Profile
+from pac_core.int8 import int8_size
 from pac_core.planning.stage_memory import SINGLE, TRAINED, kept_numbers, layer_numbers, side_numbers
 
 
@@ -23,7 +26,35 @@ def analytic_profile(info: BackboneInfo, adapter: AdapterConfig, target: str, *,
     size = info.dtype.itemsize
     table = info.vocab_size * info.hidden_size * size
     layers = {stream.name: _layers(info, adapter, stream) for stream in chain}
-    return Profile(layers, {stream.name: table for stream in chain}, table if head else 0, adapter.tap_every)
+    native = Profile(layers, {stream.name: table for stream in chain}, table if head else 0, adapter.tap_every)
+    return native if info.weights == "native" else quantised(native)
+
+
+def quantised(profile: Profile) -> Profile:
+    """``profile`` with the matrices of the backbone's layers held as int8, for a scheduler that finds no room for them
+    as they are. It is equal to ``profile`` where no layer can be held so, or all are already. A scheduler that makes a
+    plan of it says so in `Plan.weights`.
+
+    Speeds stay: a matrix is turned back for its product, which takes 0.1 to 1 percent of it in batches of a thousand
+    tokens or more. What is turned back at once (8 MB or less) is not counted.
+    """
+    if not any(layer.int8_bytes for layers in profile.layers.values() for layer in layers):
+        return profile
+    held = {
+        stream: tuple(
+            replace(layer, weight_bytes=layer.int8_bytes or layer.weight_bytes, int8_bytes=0) for layer in layers
+        )
+        for stream, layers in profile.layers.items()
+    }
+    return replace(profile, layers=held, weights="int8")
+
+
+def unquantisable(profile: Profile) -> Profile:
+    """``profile`` for a run that does not leave it to the plan how weights are held."""
+    layers = {
+        stream: tuple(replace(layer, int8_bytes=0) for layer in layers) for stream, layers in profile.layers.items()
+    }
+    return replace(profile, layers=layers)
 
 
 def _layers(info: BackboneInfo, adapter: AdapterConfig, stream: Stream) -> tuple[LayerProfile, ...]:
@@ -46,4 +77,5 @@ def _layer(info: BackboneInfo, adapter: AdapterConfig, stream: Stream, *, tapped
         tap_bytes=d * size if tapped else 0,
         kept_bytes=SINGLE * (d + kept_numbers(info, adapter, stream)) if tapped else 0,
         gradient_bytes=side * SINGLE,
+        int8_bytes=int8_size(weights),
     )
