@@ -84,11 +84,11 @@ def load(config: RunConfig, registry: Registry, layers: Slices | None = None) ->
         BadInput: whatever is wrong with the configuration, the data or the model.
     """
     registry.get("adapters", config.adapter.name)
+    weights = backbone_weights(config)
     samples = read_samples(config.train, columns=config.columns)
     eval_samples = read_samples(config.eval, columns=config.columns) if config.eval else []
     tokenizer = load_tokenizer(config.model)
-    dtype, weights = backbone_dtype(config, samples), backbone_weights(config)
-    backbone = open_backbone(config.model, dtype, registry, layers, weights=weights)
+    backbone = open_backbone(config.model, backbone_dtype(config, samples), registry, layers, None, weights)
     task = choose_task(config, samples, backbone)
     encoder = Encoder(
         tokenizer,
@@ -135,10 +135,21 @@ def backbone_dtype(config: RunConfig, samples: Sequence[Sample]) -> torch.dtype:
 
 def backbone_weights(config: RunConfig) -> WeightFormat:
     """How the backbone's weights are held when a run begins: as configured or, if that is "auto", as the plan says that
-    it names."""
-    if config.backbone_weights != "auto":
-        return config.backbone_weights
-    return "native" if config.plan is None else load_plan(config.plan).weights
+    the configuration names.
+
+    Raises:
+        BadInput: that plan is for weights held otherwise than the configuration asks for.
+    """
+    asked = config.backbone_weights
+    if config.plan is None:
+        return "native" if asked == "auto" else asked
+    planned = load_plan(config.plan).weights
+    if asked not in ("auto", planned):
+        raise BadInput(
+            f"{config.plan}: a plan for {planned} weights, but backbone_weights is {asked}; leave it out, then the "
+            "plan decides, or make a new plan"
+        )
+    return planned
 
 
 def scheduler_decides(config: RunConfig) -> bool:

@@ -18,8 +18,8 @@ def run_plan(config: RunConfig, loaded: Loaded, registry: Registry, cluster: Clu
 
     Raises:
         UnknownPlugin: there is no such scheduler.
-        BadInput: the plan is for weights held otherwise, for other devices, for these in another order, or for another
-            model; it leaves devices out; or nothing fits.
+        BadInput: the plan is for other devices, for these in another order, or for another model; it leaves devices
+            out; or nothing fits.
     """
     names = [device.name for device in cluster.devices]
     if config.plan is not None:
@@ -31,7 +31,6 @@ def run_plan(config: RunConfig, loaded: Loaded, registry: Registry, cluster: Clu
         profile = analytic_profile(model.info, config.adapter, model.side.target, head=loaded.task.generates)
         profile = profile if config.backbone_weights == "auto" else unquantisable(profile)
         found = plan(profile, cluster, job_of(config, loaded), config.scheduler, registry)
-    _check_weights(config, found)
     if found.size != len(names):
         raise BadInput(
             f"the plan uses {found.size} of {len(names)} devices: leave --scheduler out, choose another, or give "
@@ -48,15 +47,6 @@ def run_plan(config: RunConfig, loaded: Loaded, registry: Registry, cluster: Clu
     except BadInput as error:
         raise error if config.plan is None else BadInput(f"{config.plan}: a plan for another model: {error}") from error
     return found
-
-
-def _check_weights(config: RunConfig, found: Plan) -> None:
-    """Refuse a plan that was made for weights that are held otherwise than the configuration asks for."""
-    if config.backbone_weights not in ("auto", found.weights):
-        raise BadInput(
-            f"{config.plan or config.scheduler}: a plan for {found.weights} weights, but backbone_weights is "
-            f"{config.backbone_weights}; leave it out, then the plan decides, or make a new plan"
-        )
 
 
 def job_of(config: RunConfig, loaded: Loaded) -> Job:
