@@ -103,11 +103,11 @@ def load(config: RunConfig, registry: Registry, layers: Slices | None = None) ->
     evaluation = encoder(eval_samples)
     truncated += encoder.truncated
     source = Source(tokenizer, encoder, eval_samples, truncated, samples[0].messages is not None)
-    model = attach(config, backbone, task, registry, caches=not scheduler_decides(config))
+    model = attach(config, backbone, task, registry, not scheduler_decides(config))
     return Loaded(model, train, evaluation, opener(config.model, backbone.info, registry), source)
 
 
-def attach(config: RunConfig, backbone: Backbone, task: Task, registry: Registry, *, caches: bool = True) -> PacModel:
+def attach(config: RunConfig, backbone: Backbone, task: Task, registry: Registry, caches: bool = True) -> PacModel:
     """A backbone with a fresh side network and, if it ``caches``, the cache of the run.
 
     Raises:
