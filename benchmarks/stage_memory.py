@@ -1,6 +1,7 @@
 """Peak memory of the workers of a pipeline, beside what `pac_core.planning.stage_memory` predicts.
 
-    python benchmarks/stage_memory.py [--stages 2 4] [--rows 8] [--tokens 128] [--micro-batches 8] [--json]
+    python benchmarks/stage_memory.py [--stages 2 4] [--rows 8] [--tokens 128] [--micro-batches 8] [--weights int8]
+        [--json]
 
 A BERT of 12 layers and width 768 with random weights is written to a temporary folder; each worker, a process of its
 own, loads its slice and makes three optimiser steps, its taps going to a cache on disk in bfloat16. What is measured is
@@ -30,6 +31,7 @@ from pac_core.cache import ActivationCache
 from pac_core.config import OptimizerConfig
 from pac_core.contracts.adapter import AdapterConfig
 from pac_core.contracts.backbone import ENCODER, BackboneSource
+from pac_core.contracts.formats import WeightFormat
 from pac_core.contracts.scheduler import Plan, StagePlan
 from pac_core.contracts.transport import Peer, TransportOptions
 from pac_core.examples import Example, Segment, Task
@@ -63,11 +65,12 @@ def rows(count: int, tokens: int) -> list[Example]:
     ]
 
 
-def even_plan(stages: int, micro_rows: int, micro_batches: int) -> Plan:
+def even_plan(stages: int, micro_rows: int, micro_batches: int, weights: WeightFormat = "native") -> Plan:
     """Stages of as many layers each."""
     each = LAYERS // stages
     slices = [{ENCODER: (i * each, (i + 1) * each)} for i in range(stages)]
-    return Plan(tuple(StagePlan(s, (str(i),), (micro_rows,)) for i, s in enumerate(slices)), micro_batches)
+    made = tuple(StagePlan(s, (str(i),), (micro_rows,)) for i, s in enumerate(slices))
+    return Plan(made, micro_batches, weights=weights)
 
 
 def resident(field: str) -> int:
@@ -95,7 +98,7 @@ def train(path: Path, rank: int, plan: Plan, peers: list[Peer], tokens: int, sha
     layers = plan.stages[rank].layers
     registry = Registry()
     with make_local(TransportOptions(rank=rank, peers=peers, timeout=280)) as transport:
-        backbone = load_backbone(BackboneSource(path=path, layers=dict(layers)), registry)
+        backbone = load_backbone(BackboneSource(path=path, layers=dict(layers), weights=plan.weights), registry)
         side = registry.get("adapters", "parallel")(backbone, ADAPTER, ENCODER)
         model = PacModel(backbone, side, TASK).train()
         with ActivationCache.open("disk", share) as cache:
@@ -151,13 +154,14 @@ def main(description: str | None = __doc__, prepare: Prepare = write, measured: 
     parser.add_argument("--rows", type=int, default=8, help="of a micro-batch")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--micro-batches", type=int, default=8)
+    parser.add_argument("--weights", default="native", choices=["native", "int8"], help="of the backbone's layers")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     found = []
     for stages in arguments.stages:
         with tempfile.TemporaryDirectory() as folder:
             prepare(Path(folder))
-            plan = even_plan(stages, arguments.rows, arguments.micro_batches)
+            plan = even_plan(stages, arguments.rows, arguments.micro_batches, arguments.weights)
             found += measured(Path(folder), plan, arguments.tokens)
     if arguments.json:
         print(json.dumps(found))

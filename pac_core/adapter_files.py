@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pac_core.contracts.adapter import AdapterConfig
 from pac_core.contracts.backbone import BackboneInfo
+from pac_core.contracts.formats import WeightFormat
 from pac_core.errors import BadInput
 from pac_core.examples import Task
 from pac_core.files import read_json, read_tensors, write_json, write_tensors
@@ -73,17 +74,33 @@ class SavedAdapter:
             raise BadInput(f"{self.folder / CONFIG_NAME}: backbone.dtype is no number format; copy the file again")
         return found
 
+    @property
+    def weights(self) -> WeightFormat:
+        """How the backbone's weights were held in training."""
+        found: WeightFormat = self.file.backbone.get("weights", "native")
+        if found not in get_args(WeightFormat):
+            raise BadInput(
+                f"{self.folder / CONFIG_NAME}: backbone.weights is {found!r}, which this version does not know; update "
+                "pac-core, or copy the file again"
+            )
+        return found
+
     def check(self, info: BackboneInfo) -> None:
         """Make sure that the adapter was trained on this backbone.
 
         Raises:
-            BadInput: another architecture, or the same one with other weights.
+            BadInput: another architecture, or the same one with other weights, or with weights held otherwise.
         """
         trained = self.file.backbone
         if self.dtype != info.dtype:
             raise BadInput(
                 f"{self.folder}: this adapter was trained on a {str(self.dtype)[6:]} backbone, but the model given is "
                 f"{str(info.dtype)[6:]}; load the model with dtype={self.dtype}"
+            )
+        if self.weights != info.weights:
+            raise BadInput(
+                f"{self.folder}: this adapter was trained on a backbone with {self.weights} weights, but the model "
+                f"given has {info.weights} ones; give the model's folder, it is loaded as the adapter needs it"
             )
         if trained.get("fingerprint") != info.fingerprint:
             raise BadInput(
@@ -129,7 +146,12 @@ def write_adapter(
         pac_format=FORMAT,
         adapter=config.model_dump(),
         task=task,
-        backbone={"model_type": info.model_type, "fingerprint": info.fingerprint, "dtype": dtype},
+        backbone={
+            "model_type": info.model_type,
+            "fingerprint": info.fingerprint,
+            "dtype": dtype,
+            "weights": info.weights,
+        },
         max_length=max_length,
         columns=columns or {},
         chat=chat,

@@ -35,7 +35,10 @@ def load_backbone(source: BackboneSource, registry: Registry) -> Backbone:
     where = source_name(source)
     refuse_unservable(config, where)
     factory = registry.get("backbones", config["model_type"])
-    return cast(Backbone, factory(source))
+    backbone = cast(Backbone, factory(source))
+    if backbone.info.weights != source.weights:
+        raise BadInput(f"{where}: its plugin does not hold weights as {source.weights}; use native ones")
+    return backbone
 
 
 def describe(path: str, registry: Registry, dtype: torch.dtype = torch.float32) -> BackboneInfo:

@@ -105,6 +105,9 @@ class RunConfig(Part):
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     """Number format of the backbone; auto: bfloat16 for classification and regression if the cache rounds to it anyway
     and the processor multiplies it in hardware, else float32."""
+    backbone_weights: Literal["auto", "native", "int8"] = "auto"
+    """How the matrices of the backbone's layers are held: in its number format (native), or as int8 in about a quarter
+    of float32's memory; auto: as the plan says, and natively without one."""
     fill: Literal["auto", "prefill", "train-while-fill"] = "auto"
     """prefill runs the backbone over sorted samples before epoch 1; train-while-fill does so as epoch 1 needs them."""
     seed: int = Field(default=0, ge=0, lt=2**63)

@@ -54,6 +54,7 @@ from pac_core.runtime.report import (
     single_plan,
     write_report,
 )
+from pac_core.runtime.settle import settle
 from pac_core.runtime.spmd import as_launched
 from pac_core.runtime.staged import Stages
 from pac_core.runtime.team import ALONE, Replicas, Team
@@ -112,7 +113,8 @@ class FineTuner:
         if crew is None:
             self._begin()
             loaded = load(self.config, self.registry)
-            return self._run(loaded, self._plan(loaded, emulated(processes_here(1), self.config.emulate)))
+            planned = self._plan(loaded, emulated(processes_here(1), self.config.emulate))
+            return self._run(settle(self.config, loaded, planned, self.registry), planned)
         with crew:
             try:
                 if not crew.leads:
@@ -137,6 +139,7 @@ class FineTuner:
         loaded = load(self.config, self.registry, {} if has_stages(self.config) else None)
         self._names = [device.name for device in devices.devices]
         planned = self._plan(loaded, devices)
+        loaded = settle(self.config, loaded, planned, self.registry)
         self.team = Replicas(connect())
         sends_weights = remote and self.config.emulate is None
         hand_out(self.team.transport, loaded, planned, devices.devices if sends_weights else None)

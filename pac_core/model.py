@@ -20,6 +20,7 @@ from pac_core.backbones import load_backbone
 from pac_core.cache import ActivationCache
 from pac_core.contracts.adapter import AdapterConfig, ParallelAdapterConfig, Rows, SideNetwork, Taps
 from pac_core.contracts.backbone import DECODER, Backbone, BackboneInfo, BackboneSource, tap_indices
+from pac_core.contracts.formats import WeightFormat
 from pac_core.examples import IGNORE, Example, Task
 from pac_core.heads import Pooled, PooledHead, peaks
 from pac_core.inputs import examples_from_tensors
@@ -299,10 +300,11 @@ class PacModel(nn.Module):
 
         Raises:
             BadInput: the folder holds no PAC adapter, is damaged, or was trained on another backbone, or on one in
-                another number format.
+                another number format; on int8 weights, if ``base_model`` is a live model.
         """
         saved = read_adapter(Path(folder))
-        backbone, name = _backbone_of(base_model, registry := registry or Registry(), saved.dtype)
+        held = saved.weights if isinstance(base_model, (str, Path)) else "native"  # else `check` tells what is wrong
+        backbone, name = _backbone_of(base_model, registry := registry or Registry(), saved.dtype, held)
         return cls.on_backbone(backbone, saved, registry, cache=cache, model_name=name)
 
     @classmethod
@@ -346,6 +348,7 @@ def get_pac_model(
     cache: ActivationCache | None = None,
     task: Task | None = None,
     registry: Registry | None = None,
+    weights: WeightFormat = "native",
 ) -> PacModel:
     """Attach a side network to a frozen transformers model.
 
@@ -355,23 +358,29 @@ def get_pac_model(
         config: the adapter; ``ParallelAdapterConfig()`` if left out.
         cache: where taps are kept; from the second epoch on, rows found there never touch the backbone.
         task: what is predicted, where the class does not say or says otherwise.
+        weights: how to hold the matrices of a model that is loaded from a path or id.
 
     Raises:
-        BadInput: an architecture without a plugin, a reduction that does not divide, a class that names no task.
+        BadInput: an architecture without a plugin, a reduction that does not divide, a class that names no task; int8
+            weights of a model in memory.
     """
     config = ParallelAdapterConfig() if config is None else config
     registry = registry or Registry()
     task = task or task_of_model(base_model)
-    backbone, name = _backbone_of(base_model, registry)
+    backbone, name = _backbone_of(base_model, registry, weights=weights)
     side = registry.get("adapters", config.name)(backbone, config, target_stream(backbone.info, task))
     return PacModel(backbone, side, task, cache=cache, model_name=name)
 
 
-def _backbone_of(base_model: Any, registry: Registry, dtype: torch.dtype | None = None) -> tuple[Backbone, str]:
+def _backbone_of(
+    base_model: Any, registry: Registry, dtype: torch.dtype | None = None, weights: WeightFormat = "native"
+) -> tuple[Backbone, str]:
     """The backbone of a live model, or of a path or id in ``dtype`` (the checkpoint's if None), and its name."""
     if isinstance(base_model, (str, Path)):
-        return load_backbone(BackboneSource(path=base_model, dtype=dtype), registry), str(base_model)
-    return load_backbone(BackboneSource(model=base_model), registry), str(getattr(base_model, "name_or_path", ""))
+        source = BackboneSource(path=base_model, dtype=dtype, weights=weights)
+        return load_backbone(source, registry), str(base_model)
+    source = BackboneSource(model=base_model, weights=weights)
+    return load_backbone(source, registry), str(getattr(base_model, "name_or_path", ""))
 
 
 def decoder_places(rows: Rows, given: Tensor | None) -> Tensor:

@@ -11,12 +11,13 @@ import torch
 
 from pac_core.backbones import load_backbone
 from pac_core.contracts.backbone import Backbone, BackboneSource
+from pac_core.contracts.formats import WeightFormat
 from pac_core.registry import Registry
 
 
 @dataclass(frozen=True)
 class WeightBytes:
-    """Bytes of a backbone's parts in memory, in its dtype. Parts may share tensors: tied embeddings are in the
+    """Bytes of a backbone's parts in memory, as it holds them. Parts may share tensors: tied embeddings are in the
     embeddings of each stream and in the end of the last, so a slice may take less than its parts together.
 
     Attributes:
@@ -30,7 +31,14 @@ class WeightBytes:
     ends: Mapping[str, int]
 
 
-def describe(path: str | Path, dtype: torch.dtype | None, registry: Registry, *, digests: bool = False) -> Backbone:
+def describe(
+    path: str | Path,
+    dtype: torch.dtype | None,
+    registry: Registry,
+    *,
+    digests: bool = False,
+    weights: WeightFormat = "native",
+) -> Backbone:
     """A backbone that holds no weight: its `info`, and where its weights lie.
 
     Args:
@@ -39,15 +47,16 @@ def describe(path: str | Path, dtype: torch.dtype | None, registry: Registry, *,
         registry: the plugins.
         digests: whether all files are fetched, and read once, piece by piece, for the fingerprint and for
             `Backbone.digests`. Else nothing but headers is read, and the fingerprint is none.
+        weights: as in `BackboneSource`.
 
     Raises:
         BadInput: the checkpoint cannot be served; with ``digests`` also where a file of it is missing.
     """
-    headers = load_backbone(BackboneSource(path, layers={}, dtype=dtype, digests={}), registry)
+    headers = load_backbone(BackboneSource(path, layers={}, dtype=dtype, digests={}, weights=weights), registry)
     if not digests:
         return headers
     headers.weights()  # fetches files that are not here yet, without which there is no whole fingerprint
-    return load_backbone(BackboneSource(path, layers={}, dtype=dtype), registry)
+    return load_backbone(BackboneSource(path, layers={}, dtype=dtype, weights=weights), registry)
 
 
 def slice_bytes(backbone: Backbone, layers: Mapping[str, tuple[int, int]] | None = None) -> int:

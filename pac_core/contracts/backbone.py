@@ -11,6 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pac_core.contracts.formats import WeightFormat
+
 ENCODER = "encoder"
 DECODER = "decoder"
 
@@ -64,8 +66,10 @@ class BackboneInfo:
         max_tokens: longest sequence the position embeddings take, None if unbounded.
         dtype: dtype of weights and taps.
         fingerprint: hex digest that covers the architecture, the attention implementation, every weight that a tap
-            depends on, and the dtype; heads are no part of it. A slice has that of the whole backbone, unless files of
-            the other layers are not on this device: then it ends in ``-partial`` and equals no whole backbone's.
+            depends on, the dtype, and int8 weights; heads are no part of it. A slice has that of the whole backbone,
+            unless files of the other layers are not on this device: then it ends in ``-partial`` and equals no whole
+            backbone's.
+        weights: how the layers' matrices are held.
     """
 
     model_type: str
@@ -80,6 +84,7 @@ class BackboneInfo:
     max_tokens: int | None
     dtype: torch.dtype
     fingerprint: str
+    weights: WeightFormat = "native"
 
     def stream(self, name: str) -> Stream:
         """The stream called ``name``; KeyError if this backbone has none."""
@@ -109,6 +114,9 @@ class BackboneSource:
         digests: those of the weights that are not held, as `Backbone.digests` of another device gives them: then these
             weights are neither read nor need to be there, and the fingerprint is made of the digests of what is held
             and of these. An empty mapping reads nothing but headers to tell what is not held.
+        weights: how to hold the layers' matrices; they are quantised one after the other as they are read, so the slice
+            never is in full precision as a whole. What a matrix is quantised to depends on it and ``dtype`` alone, not
+            on the slice. int8 only with ``path``.
     """
 
     path: str | Path | None = None
@@ -117,6 +125,7 @@ class BackboneSource:
     dtype: torch.dtype | None = None
     fingerprint: str | None = None
     digests: Mapping[str, str] | None = None
+    weights: WeightFormat = "native"
 
 
 @dataclass(frozen=True)
@@ -129,7 +138,7 @@ class Weight:
         file: the file that holds it, raw and little-endian, on this device.
         start: its first byte in that file.
         dtype, shape: as stored.
-        nbytes: what it takes in memory, in the backbone's dtype.
+        nbytes: what it takes in memory, in the backbone's dtype or as int8.
         layer: stream and number of the layer that it belongs to; None for embeddings, final norms, the head, and what
             layers share.
     """
@@ -189,7 +198,7 @@ class Backbone(ABC):
     Implementations run under ``torch.no_grad`` with dropout off, return tensors that may enter autograd as constants,
     and never modify the model's weights. The registered factory is ``factory(source: BackboneSource) -> Backbone`` and
     raises `pac_core.errors.BadInput` for a checkpoint that it cannot serve (mixture of experts, already quantised,
-    missing or truncated files), naming file and reason.
+    missing or truncated files) or cannot hold as int8, naming file and reason.
 
     Example:
         >>> boundary = backbone.embed("decoder", input_ids, mask)
@@ -201,8 +210,8 @@ class Backbone(ABC):
     info: BackboneInfo
     config: Any  # the transformers configuration
     digests: Mapping[str, str]
-    """Of every weight in the backbone's dtype, the language-model head's too, by name, as far as they are known: empty
-    where the source says the fingerprint."""
+    """Of every weight in the backbone's dtype before it is quantised, the language-model head's too, by name, as far as
+    they are known: empty where the source says the fingerprint."""
 
     @abstractmethod
     def embed(
@@ -250,8 +259,8 @@ class Backbone(ABC):
 
     @abstractmethod
     def layer_weights(self, stream: str, layer: int) -> LayerWeights:
-        """Matrices of layer ``layer`` (0-based) of ``stream``, for pruning; a slice reads those of a layer that it does
-        not hold from the checkpoint, and does not keep them.
+        """Matrices of layer ``layer`` (0-based) of ``stream`` in the backbone's dtype, for pruning; those of a layer
+        that is not held, or held as int8, are read from the checkpoint, and not kept.
 
         Raises:
             RuntimeError: the backbone has been released.

@@ -8,6 +8,8 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
+from pac_core.contracts.formats import WeightFormat
+
 AS_WRITTEN = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 """How these are read from files: nothing unknown, nothing converted."""
 
@@ -177,6 +179,7 @@ class LayerProfile:
         cross_kept_bytes: as `kept_bytes`, likewise.
         gradient_bytes: of the gradients that a device group sums.
         cross_side_flops: as `side_flops`, but a token of the stream that this one attends to.
+        int8_bytes: of the backbone's weights held as int8; 0 where they cannot be, or are already.
     """
 
     __pydantic_config__ = AS_WRITTEN
@@ -195,6 +198,7 @@ class LayerProfile:
     cross_kept_bytes: Bytes = 0
     gradient_bytes: Bytes = 0
     cross_side_flops: Amount = 0.0
+    int8_bytes: Bytes = 0
 
 
 @dataclass(frozen=True)
@@ -207,6 +211,7 @@ class Profile:
         head_bytes: what is held with the last layer of the chain.
         first_cut: smallest layer of a stream, beside 0, that a stage may begin with; later ones all may.
         head_flops: of the head, a token of the last stream, in each pass.
+        weights: how the layers' matrices are held, which `LayerProfile.weight_bytes` are for.
     """
 
     __pydantic_config__ = AS_WRITTEN
@@ -216,6 +221,7 @@ class Profile:
     head_bytes: Bytes = 0
     first_cut: Annotated[int, Field(ge=1)] = 1
     head_flops: Amount = 0.0
+    weights: WeightFormat = "native"
 
     def chain(self) -> list[tuple[str, int]]:
         """Stream and number of each layer, in order."""

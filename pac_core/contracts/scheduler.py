@@ -12,6 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pac_core.contracts.backbone import Stream
 from pac_core.contracts.cluster import Cluster, Job, Profile
+from pac_core.contracts.formats import WeightFormat
 from pac_core.errors import BadInput
 
 ScheduleName = Literal["1f1b", "gpipe"]
@@ -92,6 +93,7 @@ class Plan:
         scheduler: registered name of the scheduler that made the plan.
         in_flight: most micro-batches that a stage may have between forward and backward, where memory is short, at the
             price of idle stages; as many as 1F1B asks for if None.
+        weights: how the matrices of the backbone's layers are held.
 
     Raises:
         BadInput: the stages do not fit together.
@@ -104,6 +106,7 @@ class Plan:
     schedule: ScheduleName = "1f1b"
     scheduler: str = "single"
     in_flight: int | None = None
+    weights: WeightFormat = "native"
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -112,6 +115,8 @@ class Plan:
             raise BadInput(f"the plan has {self.micro_batches} micro-batches; give at least 1")
         if self.schedule not in get_args(ScheduleName):
             raise BadInput(f"schedule '{self.schedule}' is not known; choose from {', '.join(get_args(ScheduleName))}")
+        if self.weights not in get_args(WeightFormat):
+            raise BadInput(f"weights '{self.weights}' are not known; choose from {', '.join(get_args(WeightFormat))}")
         if self.in_flight is not None and (self.in_flight < 1 or self.schedule != "1f1b"):
             raise BadInput(
                 f"in_flight is {self.in_flight} with schedule {self.schedule}; give at least 1, with 1f1b, or null"
@@ -188,6 +193,7 @@ class Plan:
             "scheduler": self.scheduler,
             "schedule": self.schedule,
             "in_flight": self.in_flight,
+            "weights": self.weights,
             "stages": [
                 {
                     "devices": list(stage.devices),
@@ -231,8 +237,9 @@ class Plan:
         widths = [max(map(len, column)) for column in zip(*lines)]
         text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
         limit = "" if self.in_flight is None else f", at most {self.in_flight} in flight"
+        held = "" if self.weights == "native" else f", {self.weights} weights"
         text.append(
-            f"{self.micro_batches} micro-batches of {self.micro_batch_size} rows, schedule {self.schedule}{limit}"
+            f"{self.micro_batches} micro-batches of {self.micro_batch_size} rows, schedule {self.schedule}{limit}{held}"
         )
         return "\n".join(text)
 

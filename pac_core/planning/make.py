@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pac_core.contracts.cluster import Cluster, DeviceProfile, Job, Link, Profile
@@ -21,14 +22,15 @@ BESIDE = "backbone_dtype"
 
 
 def plan(profile: Profile, cluster: Cluster, job: Job, scheduler: str, registry: Registry | None = None) -> Plan:
-    """The plan that the scheduler registered as ``scheduler`` makes.
+    """The plan that the scheduler registered as ``scheduler`` makes. Of a profile with int8 weights it is for these.
 
     Raises:
         UnknownPlugin: there is none of this name.
         BadInput: nothing fits.
     """
     made: Scheduler = (registry or Registry()).get("schedulers", scheduler)()
-    return made.plan(profile, cluster, job)
+    found = made.plan(profile, cluster, job)
+    return found if profile.weights == "native" else replace(found, weights=profile.weights)
 
 
 def load_plan(path: Path) -> Plan:

@@ -8,6 +8,7 @@ from pac_core.contracts.adapter import AdapterConfig
 from pac_core.contracts.backbone import BackboneInfo, Stream, tap_indices
 from pac_core.contracts.scheduler import Plan, StagePlan
 from pac_core.hardware import SHORT
+from pac_core.int8 import PIECE, int8_size
 
 SINGLE = 4
 """Bytes of a float32 number, in which side network, gradients and taps in use are."""
@@ -77,21 +78,23 @@ def stage_memory(
     held = [(stream, *stage.layers[stream.name]) for stream in chain if stream.name in stage.layers]
     ends = held[-1][0] is chain[-1] and held[-1][2] == chain[-1].layers
     table = info.vocab_size * info.hidden_size
-    numbers = sum((last - first) * layer_numbers(info, stream, info.hidden_size) for stream, first, last in held)
+    in_layers = sum((last - first) * layer_numbers(info, stream, info.hidden_size) for stream, first, last in held)
     positions = (info.max_tokens or 0) if info.norm == "layer" else 0  # with RMS norms they are rotary, or biases
-    numbers += sum(first == 0 for _, first, _ in held) * (table + positions * info.hidden_size)
-    numbers += (ends and head) * table
+    beside = sum(first == 0 for _, first, _ in held) * (table + positions * info.hidden_size)
+    beside += (ends and head) * table
     taps = sum(_taps(adapter, stream, first, last) for stream, first, last in held)
     kept = sum(_kept(info, adapter, stream, first, last, tokens) for stream, first, last in held)
     logits = tokens * rows * info.vocab_size * SINGLE if ends and head else 0
     size = info.dtype.itemsize
+    quantised = plan.weights == "int8"
+    turned_back = min(PIECE, info.hidden_size * info.intermediate_size) * size if quantised else 0
     width = 2 * info.hidden_size // adapter.reduction
     crossing = rows * tokens * (info.hidden_size * size + width * SINGLE) * _streams_on(chain, stage)
     return StageMemory(
-        weights=numbers * size,
+        weights=beside * size + (int8_size(in_layers) if quantised else in_layers * size),
         side=taps * side_numbers(info, adapter, chain[-1]) * SINGLE * TRAINED,
         in_flight=plan.most_in_flight(number) * rows * tokens * kept + logits,
-        working=rows * tokens * (2 * info.intermediate_size + 3 * info.hidden_size) * size + 2 * logits,
+        working=rows * tokens * (2 * info.intermediate_size + 3 * info.hidden_size) * size + 2 * logits + turned_back,
         messages=crossing * ((number > 0) * 2 + (not ends)),
     )
 

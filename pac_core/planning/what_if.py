@@ -14,7 +14,7 @@ from pac_core.contracts.scheduler import Plan
 from pac_core.errors import BadInput
 from pac_core.planning.cards import card
 from pac_core.planning.make import load_plan
-from pac_core.planning.profile import analytic_profile
+from pac_core.planning.profile import analytic_profile, quantised
 from pac_core.planning.simulate import Timeline, Work, simulate
 from pac_core.registry import Registry
 
@@ -57,6 +57,8 @@ def simulate_file(path: Path, model: str, adapter: AdapterConfig, what: WhatIf, 
     target = named[-1]
     plan.check(info.streams[: [s.name for s in info.streams].index(target) + 1])
     profile = analytic_profile(info, adapter, target, head=target == DECODER)
+    if plan.weights == "int8":
+        profile = quantised(profile)
     batch = plan.micro_batches * plan.micro_batch_size
     job = Job(batch, plan.micro_batch_size, what.tokens, what.tokens)
     return simulate(plan, profile, cluster_of(plan, what), job, what.work)

@@ -58,6 +58,7 @@ def hand_out(
     described = {
         "fingerprint": model.info.fingerprint,
         "dtype": str(model.info.dtype).removeprefix("torch."),
+        "weights": model.info.weights,
         "task": asdict(model.task),
         "plan": None if plan is None else plan.to_json(),
         "devices": [] if plan is None else list(plan.devices),
@@ -114,7 +115,7 @@ def take(
         open_layers: OpenLayers = open_slices(transport, leader, default_cache_root(), registry)
         backbone = open_layers(held)
     else:
-        backbone = open_backbone(config.model, getattr(torch, job["dtype"]), registry, held)
+        backbone = open_backbone(config.model, getattr(torch, job["dtype"]), registry, held, weights=job["weights"])
         open_layers = opener(config.model, backbone.info, registry)
     if backbone.info.fingerprint != job["fingerprint"]:
         raise RunFailed(f"{config.model}: the weights here are not those that the leader has; copy the model again")

@@ -14,12 +14,14 @@ from pac_core.backbones import load_backbone
 from pac_core.cache import ActivationCache, cache_folder, default_cache_root
 from pac_core.config import RunConfig
 from pac_core.contracts.backbone import Backbone, BackboneInfo, BackboneSource
+from pac_core.contracts.formats import WeightFormat
 from pac_core.data import Sample, infer_task, read_samples
 from pac_core.encoding import Encoder, load_tokenizer
 from pac_core.errors import BadInput, PacError
 from pac_core.examples import Example, Task
 from pac_core.hardware import multiplies_bfloat16
 from pac_core.model import PacModel
+from pac_core.planning.make import load_plan
 from pac_core.registry import Registry
 from pac_core.runtime.stage import Slices
 from pac_core.tasks import target_stream
@@ -70,7 +72,8 @@ class Loaded:
 
 
 def load(config: RunConfig, registry: Registry, layers: Slices | None = None) -> Loaded:
-    """Read the data, load the frozen backbone, attach the adapter, open the cache.
+    """Read the data, load the frozen backbone, attach the adapter, open the cache; which cache may depend on a plan
+    that is still to be made: then `pac_core.runtime.settle` opens it.
 
     Cheap checks come first: files are read before weights are.
 
@@ -81,10 +84,11 @@ def load(config: RunConfig, registry: Registry, layers: Slices | None = None) ->
         BadInput: whatever is wrong with the configuration, the data or the model.
     """
     registry.get("adapters", config.adapter.name)
+    weights = backbone_weights(config)
     samples = read_samples(config.train, columns=config.columns)
     eval_samples = read_samples(config.eval, columns=config.columns) if config.eval else []
     tokenizer = load_tokenizer(config.model)
-    backbone = open_backbone(config.model, backbone_dtype(config, samples), registry, layers)
+    backbone = open_backbone(config.model, backbone_dtype(config, samples), registry, layers, None, weights)
     task = choose_task(config, samples, backbone)
     encoder = Encoder(
         tokenizer,
@@ -99,19 +103,20 @@ def load(config: RunConfig, registry: Registry, layers: Slices | None = None) ->
     evaluation = encoder(eval_samples)
     truncated += encoder.truncated
     source = Source(tokenizer, encoder, eval_samples, truncated, samples[0].messages is not None)
-    model = attach(config, backbone, task, registry)
+    model = attach(config, backbone, task, registry, not scheduler_decides(config))
     return Loaded(model, train, evaluation, opener(config.model, backbone.info, registry), source)
 
 
-def attach(config: RunConfig, backbone: Backbone, task: Task, registry: Registry) -> PacModel:
-    """A backbone with a fresh side network, and the cache of the run.
+def attach(config: RunConfig, backbone: Backbone, task: Task, registry: Registry, caches: bool = True) -> PacModel:
+    """A backbone with a fresh side network and, if it ``caches``, the cache of the run.
 
     Raises:
         BadInput: as `open_cache`, or the adapter does not fit the backbone.
     """
     torch.manual_seed(config.seed)
     side = registry.get("adapters", config.adapter.name)(backbone, config.adapter, target_stream(backbone.info, task))
-    return PacModel(backbone, side, task, cache=open_cache(config, backbone, registry), model_name=config.model)
+    cache = open_cache(config, backbone, registry) if caches else None
+    return PacModel(backbone, side, task, cache=cache, model_name=config.model)
 
 
 def backbone_dtype(config: RunConfig, samples: Sequence[Sample]) -> torch.dtype:
@@ -128,16 +133,42 @@ def backbone_dtype(config: RunConfig, samples: Sequence[Sample]) -> torch.dtype:
     return torch.bfloat16 if rounded and pooled and multiplies_bfloat16(torch.device("cpu")) else torch.float32
 
 
+def backbone_weights(config: RunConfig) -> WeightFormat:
+    """How the backbone's weights are held when a run begins: as configured or, if that is "auto", as the plan says that
+    the configuration names.
+
+    Raises:
+        BadInput: that plan is for weights held otherwise than the configuration asks for.
+    """
+    asked = config.backbone_weights
+    if config.plan is None:
+        return "native" if asked == "auto" else asked
+    planned = load_plan(config.plan).weights
+    if asked not in ("auto", planned):
+        raise BadInput(
+            f"{config.plan}: a plan for {planned} weights, but backbone_weights is {asked}; leave it out, then the "
+            "plan decides, or make a new plan"
+        )
+    return planned
+
+
+def scheduler_decides(config: RunConfig) -> bool:
+    """Whether `backbone_weights` is not the last word."""
+    return config.backbone_weights == "auto" and config.plan is None and config.scheduler is not None
+
+
 def open_backbone(
     model: str,
     dtype: torch.dtype,
     registry: Registry,
     layers: Slices | None = None,
     fingerprint: str | None = None,
+    weights: WeightFormat = "native",
 ) -> Backbone:
     """The frozen backbone, or a slice of it; arguments as in `BackboneSource`."""
     held = None if layers is None else dict(layers)
-    return load_backbone(BackboneSource(path=model, layers=held, dtype=dtype, fingerprint=fingerprint), registry)
+    source = BackboneSource(path=model, layers=held, dtype=dtype, fingerprint=fingerprint, weights=weights)
+    return load_backbone(source, registry)
 
 
 def opener(model: str, info: BackboneInfo, registry: Registry) -> OpenLayers:
@@ -145,7 +176,8 @@ def opener(model: str, info: BackboneInfo, registry: Registry) -> OpenLayers:
     whole gets a fingerprint of its own, so that a changed one is noticed."""
 
     def open_layers(layers: Slices | None) -> Backbone:
-        return open_backbone(model, info.dtype, registry, layers, None if layers is None else info.fingerprint)
+        fingerprint = None if layers is None else info.fingerprint
+        return open_backbone(model, info.dtype, registry, layers, fingerprint, info.weights)
 
     return open_layers
 

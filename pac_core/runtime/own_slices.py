@@ -53,5 +53,5 @@ class OwnSlices:
 
 def open_layers(path: Path, offer: Offer, registry: Registry, layers: dict[str, tuple[int, int]] | None) -> Backbone:
     """Layers of the checkpoint at ``path``; its fingerprint is made of what is held, and of the leader's digests."""
-    source = BackboneSource(path, layers=layers, dtype=offer.torch_dtype, digests=offer.digests)
+    source = BackboneSource(path, layers=layers, dtype=offer.torch_dtype, digests=offer.digests, weights=offer.held_as)
     return load_backbone(source, registry)

@@ -6,7 +6,7 @@ from pac_core.config import RunConfig
 from pac_core.contracts.cluster import Cluster, Job
 from pac_core.errors import BadInput
 from pac_core.planning.make import plan, read_plan
-from pac_core.planning.profile import analytic_profile
+from pac_core.planning.profile import analytic_profile, unquantisable
 from pac_core.registry import Registry
 from pac_core.runtime.load import Loaded
 from pac_core.runtime.ranks import RankedPlan, ranked
@@ -29,6 +29,7 @@ def run_plan(config: RunConfig, loaded: Loaded, registry: Registry, cluster: Clu
     else:
         model = loaded.model
         profile = analytic_profile(model.info, config.adapter, model.side.target, head=loaded.task.generates)
+        profile = profile if config.backbone_weights == "auto" else unquantisable(profile)
         found = plan(profile, cluster, job_of(config, loaded), config.scheduler, registry)
     absent = [name for name in names if name not in found.devices]
     if absent:

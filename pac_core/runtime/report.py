@@ -34,6 +34,7 @@ def single_plan(config: RunConfig, model: PacModel, devices: Sequence[str]) -> d
     layers = {stream.name: [0, stream.layers] for stream in model.info.streams if stream.name in model.side.reads}
     return {
         "scheduler": "single",
+        "weights": model.info.weights,
         **beside_plan(model),
         "stages": [{"devices": list(devices), "layers": layers}],
         "micro_batch_size": micro,

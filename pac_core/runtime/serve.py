@@ -131,7 +131,7 @@ def open_adapter(
     path = model or saved.file.base_model_name_or_path
     if path is None:
         raise BadInput(f"{folder}: does not say which model it was trained on; give --model")
-    backbone = open_backbone(path, saved.dtype, registry)
+    backbone = open_backbone(path, saved.dtype, registry, weights=saved.weights)
     built = PacModel.on_backbone(backbone, saved, registry, model_name=str(path))
     encoder = Encoder(
         load_tokenizer(folder),

@@ -84,6 +84,7 @@ def make_offer(model: str | Path, backbone: Backbone, recipient: Recipient) -> O
         str(model),
         recipient.device,
         str(backbone.info.dtype).removeprefix("torch."),
+        backbone.info.weights,
         backbone.info.fingerprint,
         config.read_text(encoding="utf-8"),
         recipient.memory,

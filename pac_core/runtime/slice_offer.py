@@ -9,6 +9,7 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
+from pac_core.contracts.formats import WeightFormat
 from pac_core.contracts.message import Message, Tag
 from pac_core.errors import TransportError
 from pac_core.files import DTYPES
@@ -85,6 +86,7 @@ class Offer:
         model: folder or hub id at the leader.
         device: the worker's name.
         dtype: name of the backbone's number format in torch.
+        held_as: how the matrices of its layers are held; they are sent as they are in the checkpoint.
         fingerprint: of the whole backbone.
         config: text of its ``config.json``.
         memory: bytes that the run may take at the worker; None for what is free there.
@@ -98,6 +100,7 @@ class Offer:
     model: str
     device: str
     dtype: str
+    held_as: WeightFormat
     fingerprint: str
     config: str
     memory: int | None
@@ -140,6 +143,11 @@ class Offer:
         """The backbone's number format."""
         found: torch.dtype = getattr(torch, self.dtype)
         return found
+
+    @property
+    def number_format(self) -> str:
+        """What takes the weights' bytes, for errors."""
+        return self.dtype if self.held_as == "native" else f"{self.held_as} and {self.dtype}"
 
     @property
     def slice_weights(self) -> tuple[Offered, ...]:

@@ -166,7 +166,7 @@ class _Worker:
         offer = self.offer
         return BadInput(
             f"device {offer.device} is too small for its slice, {offer.slice_name}: {needed:,} bytes of {what} are "
-            f"needed for weights in {offer.dtype} and {there}; {way_out}"
+            f"needed for weights in {offer.number_format} and {there}; {way_out}"
         )
 
     def _check_device(self) -> None:

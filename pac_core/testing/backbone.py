@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from pac_core.contracts.backbone import DECODER, PARTIAL, Backbone, BackboneSource
 from pac_core.errors import BadInput
+from pac_core.testing.backbone_int8 import BackboneInt8
 from pac_core.testing.backbone_life import BackboneLife
 from pac_core.testing.backbone_parts import change, copy_slice
 from pac_core.testing.backbone_reference import Batch, backbone_taps, differing_taps, make_batch, split, whole
@@ -25,7 +26,7 @@ DRAWN = settings(
 )
 
 
-class BackboneSuite(BackboneLife):
+class BackboneSuite(BackboneLife, BackboneInt8):
     """Everything the `Backbone` contract promises, tested on a tiny model of your family.
 
     Subclass it in a test module, name the class ``Test...`` and give `make_model`::
@@ -42,6 +43,7 @@ class BackboneSuite(BackboneLife):
         left_positions: whether that forward takes ``position_ids``, and needs them when padding is on the left.
         token_types: whether the embeddings read ``token_type_ids``.
         tolerance: largest difference allowed between decoding with a past and a full pass (float32).
+        int8, int8_error: see `BackboneInt8`.
     """
 
     # Taps.

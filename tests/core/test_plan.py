@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -39,13 +40,23 @@ def plans(draw: Any) -> Plan:
         stages.append(StagePlan(held, tuple(next(names) for _ in rows), rows))
     schedule = draw(st.sampled_from(["1f1b", "gpipe"]))
     limit = draw(st.none() | st.integers(1, 4)) if schedule == "1f1b" else None
-    return Plan(tuple(stages), draw(st.integers(1, 8)), schedule, "any", limit)
+    return Plan(
+        tuple(stages), draw(st.integers(1, 8)), schedule, "any", limit, draw(st.sampled_from(["native", "int8"]))
+    )
 
 
 @given(plans())
 def test_a_plan_comes_back_from_json_as_it_went(plan: Plan) -> None:
     plan.check(T5)
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+def test_a_plan_that_says_nothing_of_weights_is_for_native_ones() -> None:
+    older = two_stages().to_json()
+    del older["weights"]
+    assert Plan.from_json(older) == two_stages()
+    assert "int8" not in two_stages().table()
+    assert replace(two_stages(), weights="int8").table().endswith("schedule 1f1b, int8 weights")
 
 
 @given(plans())
@@ -72,6 +83,7 @@ def test_rows_are_split_in_proportion(weights: list[int], rows: int) -> None:
         (lambda: Plan((), 1), "no stage"),
         (lambda: Plan((stage({ENCODER: (0, 6)}, "a"),), 0), "0 micro-batches"),
         (lambda: Plan((stage({ENCODER: (0, 6)}, "a"),), 1, "zigzag"), "'zigzag' is not known; choose from 1f1b, gpipe"),
+        (lambda: replace(two_stages(), weights="int2"), "'int2' are not known; choose from native, int8"),
         (lambda: Plan((stage({ENCODER: (0, 6)}, "a", "a"),), 1), "device 'a' is in the plan twice"),
         (lambda: Plan((stage({ENCODER: (0, 2)}, "a"), stage({ENCODER: (2, 6)}, "b", "c")), 1), r"take \[2, 4\] rows"),
         (lambda: stage({ENCODER: (0, 6)}), "no device"),

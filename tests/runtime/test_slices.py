@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from pac_core.backbones import load_backbone
 from pac_core.contracts.backbone import DECODER, ENCODER, Backbone, BackboneSource
+from pac_core.contracts.formats import WeightFormat
 from pac_core.contracts.message import Message
 from pac_core.contracts.transport import Transport
 from pac_core.errors import BadInput, PacError, Refused, RunFailed, TransportError
@@ -54,15 +55,17 @@ class Run:
         sent: bytes of weights that the leader says it sent, by rank.
     """
 
-    def __init__(self, model: str | Path, root: Path, dtype: torch.dtype | None = None) -> None:
-        self.model, self.root, self.dtype = model, root, dtype
+    def __init__(
+        self, model: str | Path, root: Path, dtype: torch.dtype | None = None, weights: WeightFormat = "native"
+    ) -> None:
+        self.model, self.root, self.dtype, self.weights = model, root, dtype, weights
         self.registry = Registry()
         self.exchange = Exchange()
         self.sent: dict[int, int] = {}
         self.rooms: dict[int, Room] = {}
 
     def describe(self) -> Backbone:
-        return describe(self.model, self.dtype, self.registry, digests=True)
+        return describe(self.model, self.dtype, self.registry, digests=True, weights=self.weights)
 
     def __call__(self, *slices: Layers) -> list[Backbone]:
         """The slices of the workers, which all succeed."""
@@ -110,7 +113,8 @@ def away(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def taps_are_equal(slices: Sequence[Backbone], ranges: Sequence[Any], model: Path, dtype: torch.dtype | None) -> bool:
-    expected = load_backbone(BackboneSource(model, dtype=dtype), Registry())
+    source = BackboneSource(model, dtype=dtype, weights=slices[0].info.weights)
+    expected = load_backbone(source, Registry())
     batch = make_batch(expected, [5, 11, 8], [4, 9, 6], "right", 0)
     reference = backbone_taps([expected], [whole(expected)], batch)
     last = ranges[-1]
@@ -139,6 +143,24 @@ def test_streamed_slices_give_the_bits_of_the_whole_model(
     assert {part.info.fingerprint for part in slices} == {run.describe().info.fingerprint}
     assert taps_are_equal(slices, ranges, model, dtype)
     assert run.exchange.waiting() == []
+
+
+@pytest.mark.usefixtures("away")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_slices_are_quantised_where_they_arrive(family: str, leaders: Callable[..., Path], tmp_path: Path) -> None:
+    model = leaders(family)
+    native, run = Run(model, tmp_path / "native"), Run(model, tmp_path, None, "int8")
+    ranges = split(run.describe(), [0.4, 0.7])
+    native(*ranges)
+    slices = run(*ranges)
+    assert {(part.info.fingerprint, part.info.weights) for part in slices} == {
+        (run.describe().info.fingerprint, "int8")
+    }
+    assert taps_are_equal(slices, ranges, model, None)
+    assert run.sent == native.sent
+    run.rooms[2] = Room(sum(w.nbytes for w in run.describe().weights(ranges[1])) - 1, None)
+    told = str(run.outcomes(*ranges)[0])
+    assert "bytes of memory are needed for weights in int8 and float32" in told
 
 
 @pytest.mark.usefixtures("away")

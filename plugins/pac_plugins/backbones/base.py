@@ -58,6 +58,7 @@ class TransformersBackbone(Backbone):
             streams=self._streams(),
             dtype=held.dtype,
             fingerprint=held.fingerprint,
+            weights=source.weights,
             **self._facts(held.config),
         )
 
@@ -145,9 +146,9 @@ class TransformersBackbone(Backbone):
         if self.released:
             raise RuntimeError("the backbone was released; load it again to read its layers")
         start, end = self._ranges.get(stream, (0, 0))
-        if start <= layer < end:
+        if start <= layer < end and self.info.weights == "native":
             return self._weights(stream, self._layers[stream][layer - start])
-        alone = type(self)(replace(self._source, layers={stream: (layer, layer + 1)}))
+        alone = type(self)(replace(self._source, layers={stream: (layer, layer + 1)}, weights="native"))
         return alone.layer_weights(stream, layer)
 
     def weights(self, layers: Mapping[str, tuple[int, int]] | None = None) -> tuple[Weight, ...]:

@@ -15,6 +15,8 @@ import xxhash
 from torch import Tensor, nn
 
 from pac_core.contracts.backbone import PARTIAL
+from pac_core.contracts.formats import WeightFormat
+from pac_core.int8 import BLOCK
 from pac_plugins.backbones.tensor_file import raw_bytes
 
 # Whatever is not named here counts: a field too many costs a cache miss, a field too few would be a wrong hit.
@@ -51,7 +53,13 @@ def stream_digest(chunks: Iterator[memoryview], dtype: torch.dtype, shape: tuple
 
 
 def combine(
-    base: nn.Module, config: Any, dtype: torch.dtype, digests: dict[str, str | None], keys: frozenset[str]
+    base: nn.Module,
+    config: Any,
+    dtype: torch.dtype,
+    digests: dict[str, str | None],
+    keys: frozenset[str],
+    *,
+    weights: WeightFormat = "native",
 ) -> str:
     """The fingerprint of a backbone.
 
@@ -59,8 +67,10 @@ def combine(
         base: the bare model, for the buffers that it computes itself.
         config: its configuration.
         dtype: dtype of the weights.
-        digests: of every weight that a tap depends on; None where the file is not on this device.
+        digests: of every weight that a tap depends on, before it is quantised; None where the file is not on this
+            device.
         keys: fields of ``config`` that count although they are ignored elsewhere.
+        weights: how the layers' matrices are held.
     """
     fields = config.to_dict()
     facts = {
@@ -73,6 +83,8 @@ def combine(
         },
         "weights": {name: digest for name, digest in digests.items() if digest is not None},
     }
+    if weights != "native":
+        facts["held as"] = [weights, BLOCK]
     text = json.dumps(facts, sort_keys=True, default=str)
     whole = all(digest is not None for digest in digests.values())
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest() + ("" if whole else PARTIAL)

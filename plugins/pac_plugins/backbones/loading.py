@@ -15,6 +15,7 @@ from pac_core.errors import BadInput
 from pac_plugins.backbones.checkpoint import Checkpoint
 from pac_plugins.backbones.family import Family, Ranges
 from pac_plugins.backbones.fingerprint import combine, in_threads, tensor_digest
+from pac_plugins.backbones.int8_linear import matrices
 from pac_plugins.backbones.reader import HEAD_BIAS, Head, Reader, head_digests
 
 
@@ -70,6 +71,8 @@ def _wrap(source: BackboneSource, family: Family) -> Held:
         dtype = base.get_parameter(family.embedding).dtype
     except AttributeError as error:
         raise BadInput(f"{type(model).__name__} lacks a part of a {config.model_type} model: {error}") from error
+    if source.weights != "native":
+        raise BadInput(f"{source.weights} weights are made while a model is loaded: give its folder, not one in memory")
     if source.dtype not in (None, dtype):
         raise BadInput(f"the model in memory is {dtype}, not {source.dtype}; convert it first with model.to(dtype)")
     model.requires_grad_(False).eval()
@@ -104,14 +107,17 @@ def _load(source: BackboneSource, family: Family) -> Held:
     config = _read_config(source)
     ranges = family.asked_ranges(source, config)
     base = _empty_model(config)
-    reader = Reader(Checkpoint(source.path, family.prefixes), source, family, config, _names(base))
+    int8 = matrices(base, family) if source.weights == "int8" else {}
+    reader = Reader(Checkpoint(source.path, family.prefixes), source, family, config, _names(base), int8)
     digests = reader.fill(base, ranges)
     family.rebuild(base, config)
     kept = {name: base.get_submodule(name) for name in family.kept}
     layers = _cut(base, family, ranges)
     head = reader.head(base, ranges)
     base.requires_grad_(False).eval()
-    fingerprint = source.fingerprint or combine(base, config, reader.dtype, digests, family.config_keys)
+    fingerprint = source.fingerprint or combine(
+        base, config, reader.dtype, digests, family.config_keys, weights=source.weights
+    )
     known = {name: digest for name, digest in digests.items() if digest is not None} | reader.head_digests(head)
     return Held(base, config, ranges, layers, kept, head, reader.has_head, reader.dtype, fingerprint, known, reader)
 

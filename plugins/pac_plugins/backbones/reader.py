@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from threading import Lock
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 
 from pac_core.contracts.backbone import BackboneSource, Weight
 from pac_core.errors import BadInput
+from pac_core.int8 import Int8Matrix, int8_bytes
 from pac_plugins.backbones.checkpoint import Checkpoint
 from pac_plugins.backbones.family import Family, Ranges
 from pac_plugins.backbones.fingerprint import in_threads, stream_digest, tensor_digest
+from pac_plugins.backbones.int8_linear import put_in, quantised
 
 HEAD = "lm_head.weight"
 HEAD_BIAS = "final_logits_bias"
@@ -31,15 +34,24 @@ class Reader:
         family: how the model is built.
         config: its configuration.
         names: of all parameters of the bare, whole model.
+        int8: those that are held as int8, and whether they are stored as (inputs, outputs).
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, source: BackboneSource, family: Family, config: Any, names: Sequence[str]
+        self,
+        checkpoint: Checkpoint,
+        source: BackboneSource,
+        family: Family,
+        config: Any,
+        names: Sequence[str],
+        int8: Mapping[str, bool],
     ) -> None:
         self._checkpoint = checkpoint
         self._family = family
         self._config = config
         self._names = names
+        self._int8 = int8
+        self._quantising = Lock()
         self._cast = source.dtype
         self._told = source.digests
         self._hashes = source.fingerprint is None
@@ -56,8 +68,10 @@ class Reader:
         names = list(self._family.needed(self._names, self._config, wanted))
         shapes = {name: tuple(parameter.shape) for name, parameter in base.named_parameters()}
         results = in_threads(partial(self._one, held=held, shapes=shapes), names)
-        tensors = {name: tensor for name, (tensor, _) in zip(names, results) if tensor is not None}
+        read = {name: tensor for name, (tensor, _) in zip(names, results)}
+        tensors = {name: tensor for name, tensor in read.items() if isinstance(tensor, Tensor)}
         base.load_state_dict(tensors, strict=False, assign=True)
+        put_in(base, {name: matrix for name, matrix in read.items() if isinstance(matrix, Int8Matrix)})
         return {name: digest for name, (_, digest) in zip(names, results)}
 
     def head(self, base: Any, ranges: Ranges) -> Head | None:
@@ -88,6 +102,9 @@ class Reader:
     def _weight(self, name: str, stored: str) -> Weight:
         entry = self._checkpoint.entry(stored)
         nbytes = torch.Size(entry.shape).numel() * self._target(stored).itemsize
+        if name in self._int8:
+            outputs, inputs = reversed(entry.shape) if self._int8[name] else entry.shape
+            nbytes = int8_bytes(outputs, inputs)
         file, layer = self._checkpoint.file(stored), self._family.layer_of(name)
         return Weight(name, stored, file, entry.start, entry.dtype, entry.shape, nbytes, layer)
 
@@ -111,15 +128,25 @@ class Reader:
 
     def _one(
         self, name: str, *, held: set[str], shapes: dict[str, tuple[int, ...]]
-    ) -> tuple[Tensor | None, str | None]:
+    ) -> tuple[Tensor | Int8Matrix | None, str | None]:
         if name not in held:
             return None, self._digest(name)
+        if name not in self._int8:
+            return self._whole(name, shapes[name])
+        with self._quantising:  # one matrix at a time is in full precision, however many threads read
+            return self._as_int8(name, shapes[name])
+
+    def _as_int8(self, name: str, shape: tuple[int, ...]) -> tuple[Int8Matrix, str | None]:
+        tensor, digest = self._whole(name, shape)
+        return quantised(tensor, self._int8[name]), digest
+
+    def _whole(self, name: str, shape: tuple[int, ...]) -> tuple[Tensor, str | None]:
         stored = self._stored(name)
         tensor = self._read(stored)
-        if tuple(tensor.shape) != shapes[name]:
+        if tuple(tensor.shape) != shape:
             raise BadInput(
                 f"{self._checkpoint.path}: tensor {stored} of {self._checkpoint.file_name(stored)} is "
-                f"{tuple(tensor.shape)}, but config.json asks for {shapes[name]}; they belong to different models"
+                f"{tuple(tensor.shape)}, but config.json asks for {shape}; they belong to different models"
             )
         return tensor, tensor_digest(tensor) if self._hashes else None
 

@@ -10,6 +10,7 @@ from itertools import count
 from pac_core.contracts.cluster import Cluster, Job, Profile
 from pac_core.contracts.scheduler import Plan, Scheduler
 from pac_core.errors import BadInput
+from pac_core.planning.profile import quantised
 from pac_plugins.schedulers.data_parallel import DataParallelScheduler
 from pac_plugins.schedulers.exhaustive import faster_plan
 from pac_plugins.schedulers.fitting import why_none
@@ -58,10 +59,20 @@ class HeteroScheduler(Scheduler):
     """Uneven groups in any order of devices, some of which may be left out.
 
     Seeds come from the other schedulers and from a recursion that counts messages and micro-batches in flight; the best
-    of them in the simulator are changed step by step as long as that makes them faster.
+    of them in the simulator are changed step by step as long as that makes them faster. Where nothing fits, the
+    backbone's weights are held as int8.
     """
 
     def plan(self, profile: Profile, cluster: Cluster, job: Job) -> Plan:
+        smaller = quantised(profile)
+        try:
+            return self._fastest(profile, cluster, job)
+        except BadInput:
+            if smaller == profile:
+                raise
+        return replace(self._fastest(smaller, cluster, job), weights="int8")
+
+    def _fastest(self, profile: Profile, cluster: Cluster, job: Job) -> Plan:
         judge = Judge(profile, cluster, job, BUDGET)
         tried = sizes(job)
         near = NEAR if judge.count <= SUBSETS else NEARER
