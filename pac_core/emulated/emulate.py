@@ -18,7 +18,7 @@ from pac_core.emulated.waits import Waits
 from pac_core.errors import BadInput
 from pac_core.planning.cards import card
 from pac_core.planning.memory import lack, stage_bytes
-from pac_core.planning.profile import analytic_profile
+from pac_core.planning.profile import analytic_profile, quantised
 from pac_core.registry import Registry
 from pac_core.runtime.load import Loaded
 from pac_core.runtime.planned import job_of
@@ -87,6 +87,7 @@ def check_emulated(config: RunConfig, loaded: Loaded, plan: Plan | None, cluster
 def check_memory(plan: Plan | None, profile: Profile, cluster: Cluster, job: Job) -> None:
     """Make sure that the devices of a cluster can hold a plan, or, without one, all layers; errors as above."""
     devices = {device.name: device for device in cluster.devices}
+    profile = profile if plan is None or plan.weights == profile.weights else quantised(profile)
     for number, stage in enumerate(_stages(plan, profile, cluster, job)):
         flying = 1 if plan is None else plan.most_in_flight(number)
         for name, rows in zip(stage.devices, stage.rows):

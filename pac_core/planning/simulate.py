@@ -13,6 +13,7 @@ from pac_core.planning.beginning import beginning
 from pac_core.planning.cost import costs, places, slice_of
 from pac_core.planning.events import Played, Transfer
 from pac_core.planning.phases import Cached, Phase, Run, phases
+from pac_core.planning.profile import quantised
 from pac_core.planning.work import Work
 from pac_core.spans import Span, by_device
 
@@ -127,7 +128,7 @@ def simulate(
     work = work or Work(batch)
     if not work.caches:
         cluster = replace(cluster, devices=tuple(replace(d, write_bytes_per_s=None) for d in cluster.devices))
-    found = costs(profile, job)
+    found = costs(profile if plan.weights == profile.weights else quantised(profile), job)
     found = replace(found, cached_bytes=work.kept(found.cached_bytes, job))
     slices = [places(profile, stage) for stage in plan.stages]
     run = Run(plan, found, slices, work.slowness.slowed(cluster), job, work)

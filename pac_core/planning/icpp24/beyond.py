@@ -45,7 +45,8 @@ class Way:
         work: how, with samples and epochs to be filled in.
         ragged: whether samples have their own length; else all are padded to 128 tokens.
         scheduler: that plans.
-        quantised: whether the backbone's layers are held in int8. They are taken to compute as fast as in float32.
+        quantised: whether the backbone's layers are held in int8. They are taken to compute as fast as in float32,
+            as passes of many tokens nearly do (docs/benchmarks.md).
     """
 
     why: str
@@ -72,14 +73,14 @@ WAYS = {
     "int8 cache": Way("27 percent of the bytes to read; entries still travel as float32", Work(1, entries="int8")),
     "overlapped spreading": Way("entries travel while the first cached epoch trains", Work(1, overlaps=True)),
     HETERO: Way("plans with messages, and with the memory of what is in flight", scheduler=HETERO),
-    "int8 backbone": Way("27 percent of the layers' weights: fewer stages; our runs cannot do it yet", quantised=True),
+    "int8 backbone": Way("27 percent of the layers' weights: fewer stages", quantised=True),
     "all, bfloat16 cache": Way("all of these but the int8 backbone", replace(OURS, entries="bfloat16"), True, HETERO),
     "all, int8 cache": Way("likewise", INT8, True, HETERO),
     "all, int8 cache, train-while-fill": Way(
         "likewise, without the prefill", replace(INT8, prefill=False), True, HETERO
     ),
     PADDED: Way("likewise, as published padded to 128 tokens", INT8, False, HETERO),
-    "all, int8 cache and backbone": Way("all of them, with what our runs cannot do yet", INT8, True, HETERO, True),
+    "all, int8 cache and backbone": Way("all of them", INT8, True, HETERO, True),
 }
 """By name; the first is what the others are compared with."""
 

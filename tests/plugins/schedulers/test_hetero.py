@@ -36,6 +36,18 @@ class TestHetero(SchedulerSuite):
         theirs = simulate(make_pac().plan(profile, cluster, job), profile, cluster, job)
         assert theirs.step_s > 1.3 * simulate(self.plan(profile, cluster, job), profile, cluster, job).step_s
 
+    def test_weights_are_held_as_int8_where_nothing_else_fits(self) -> None:
+        profile = a_profile(STREAMS["one"])
+        layers = {s: tuple(replace(x, int8_bytes=x.weight_bytes // 4) for x in xs) for s, xs in profile.layers.items()}
+        small, roomy = (a_cluster(1.0, 1.0, memory_bytes=room * MIB) for room in (50, 500))
+        with pytest.raises(BadInput):
+            self.plan(profile, small)
+        both = replace(profile, layers=layers)
+        found = self.plan(both, small)
+        assert found.weights == "int8"
+        assert not simulate(found, both, small, JOB).out_of_memory
+        assert self.plan(both, roomy).weights == "native"
+
     def test_a_device_behind_a_slow_link_is_left_out(self) -> None:
         cluster = a_cluster(1.0, 1.0, 1.0)
         slow = {("d0", "d2"): Link(1e3, 1.0), ("d1", "d2"): Link(1e3, 1.0), ("d0", "d1"): Link(1e9, 1e-4)}
