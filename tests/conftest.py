@@ -12,6 +12,18 @@ from typing import Any
 
 import pytest
 
+PROCESSES = (
+    *("emulated/", "planning/test_measure", "plugins/transports/", "runtime/cluster/", "runtime/test_devices"),
+    *("runtime/test_interruption", "runtime/test_pairs", "runtime/test_slice_processes", "runtime/test_torchrun"),
+)
+"""Tests that start processes or wait for seconds: one after the other, beside tests that do not."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.removeprefix("tests/").startswith(PROCESSES):
+            item.add_marker(pytest.mark.xdist_group("processes"))
+
 
 class Calls(dict[str, int]):
     """Calls of, and tokens through, the layers of a transformers model: ``calls`` and ``tokens``."""
