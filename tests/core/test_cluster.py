@@ -69,6 +69,12 @@ def test_a_file_says_who_takes_part(load: Any) -> None:
             r"cluster\.yaml: address tcp://192\.168\.1\.10:7077 is there twice; each listener needs a port of its own$",
         ),
         (("devices:", "devices: ["), r"cluster\.yaml:\d+: not valid YAML"),
+        (("threads: 4", "speed: 1.0e+300"), r"cluster\.yaml:5: devices\.0\.speed = 1e\+300: .* less than or equal to"),
+        (
+            ("threads: 4", "speed: 1.0e-300"),
+            r"cluster\.yaml:5: devices\.0\.speed = 1e-300: .* greater than or equal to",
+        ),
+        (("devices:", "link: {mbit: 1.0e+300}\ndevices:"), r"cluster\.yaml:\d: link\.mbit = 1e\+300: .* less than"),
     ],
     ids=str,
 )
