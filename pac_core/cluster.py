@@ -46,7 +46,7 @@ class ClusterDevice(Part):
     """What kind of device it is, such as jetson-nano; see `pac_core.planning.cards`."""
     memory: Bytes | None = None
     """Most bytes that a run may take there, as in 3GB; what is free, or its card's, if left out."""
-    speed: float | None = Field(default=None, gt=0)
+    speed: float | None = Field(default=None, ge=1e-6, le=1e9)
     """Its speed in GFLOP/s; measured, or its card's, if left out."""
 
     @field_validator("card")
@@ -65,9 +65,9 @@ class ClusterDevice(Part):
 class LinkSpeed(Part):
     """A link, in both directions."""
 
-    mbit: float = Field(gt=0)
+    mbit: float = Field(ge=0.001, le=1e9)
     """Mbit/s."""
-    latency_ms: float = Field(default=1.0, ge=0)
+    latency_ms: float = Field(default=1.0, ge=0, le=1e6)
     """Milliseconds until a message arrives."""
 
 

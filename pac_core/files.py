@@ -101,6 +101,8 @@ def read_json(path: Path, what: str) -> Any:
         raise BadInput(f"{path}: cannot be read as {what}: {error}") from error
     except json.JSONDecodeError as error:
         raise BadInput(f"{path}:{error.lineno}: not valid JSON ({error.msg}); it should hold {what}") from error
+    except (RecursionError, ValueError) as error:  # lists a thousand deep, a number of thousands of digits
+        raise BadInput(f"{path}: too deep, or a number in it is too long; it should hold {what}") from error
 
 
 def check_writable(folder: Path) -> None:
@@ -115,6 +117,20 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise BadInput(f"cannot write to {folder}: {error.strerror or error}; choose another folder") from error
+
+
+def check_writable_file(path: Path, flag: str) -> None:
+    """Make sure that a file can be written at ``path``, before the work whose result it is to hold.
+
+    Args:
+        flag: of the command line, by which it was given.
+
+    Raises:
+        BadInput: it is a folder, or its folder cannot be created or written.
+    """
+    if path.is_dir():
+        raise BadInput(f"{flag} {path}: it is a folder; name a file")
+    check_writable(path.absolute().parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from pac_core.config import RunConfig
 from pac_core.contracts.cluster import Cluster
 from pac_core.contracts.transport import Transport
-from pac_core.emulated.emulate import check_emulated, emulated, emulating
+from pac_core.emulated.emulate import check_emulated, check_place, emulated, emulating
 from pac_core.errors import RunFailed, TransportError
 from pac_core.events import CheckpointSaved, EpochDone, Event, MiniBatchTimed, RunFinished, RunStarted, StepDone
 from pac_core.files import check_writable, read_tensors, write_json, write_tensors
@@ -110,6 +110,7 @@ class FineTuner:
         crew = crew_for(self.config, self.registry)
         if crew is None or crew.leads:
             check_writable(self.config.output)
+            check_place(self.config)
         if crew is None:
             self._begin()
             loaded = load(self.config, self.registry)

@@ -12,6 +12,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pac_core.errors import BadInput
 
+WORDS = {
+    "tuple_type": "give a list, as in [a, b]",
+    "model_type": "give keys with their values, as in {name: value}",
+    "too_short": "the list is too short; give at least {min_length}",
+    "too_long": "the list is too long; give at most {max_length}",
+}
+"""What is said of kinds of errors for which pydantic speaks of Python's types."""
+
 
 class Part(BaseModel):
     """A frozen part of a tree of settings; a key that it does not know is an error."""
@@ -71,12 +79,18 @@ def explain(error: ValidationError, model: type[BaseModel], source: str, lines: 
         hint = f"; did you mean '{near[0]}'?" if near else f"; keys here: {', '.join(known)}"
         return f"{where}'{path}' is not a key of the configuration{hint}"
     told = first["msg"].removeprefix("Value error, ")
-    told = told[0].lower() + told[1:]
+    told = _worded(first["type"], first.get("ctx", {})) or told[0].lower() + told[1:]
     return f"{where}{path} = {first['input']!r}: {told}" if path else f"{source}: {told}".removeprefix(": ")
 
 
+def _worded(kind: str, facts: Mapping[str, Any]) -> str:
+    """What `WORDS` has for a kind of error; empty if nothing."""
+    told = WORDS.get(kind, "")
+    return told.format(**facts) if kind.startswith("too_") else told
+
+
 def _lines(node: yaml.Node | None, above: str = "") -> dict[str, int]:
-    """Line of each dotted key below a YAML node."""
+    """Line of each dotted key below a YAML node; a key that is there twice is an error, where YAML takes the last."""
     if isinstance(node, yaml.SequenceNode):
         pairs = [(str(index), value, value) for index, value in enumerate(node.value)]
     elif isinstance(node, yaml.MappingNode):
@@ -85,6 +99,8 @@ def _lines(node: yaml.Node | None, above: str = "") -> dict[str, int]:
         return {}
     found: dict[str, int] = {}
     for name, place, value in pairs:
+        if f"{above}{name}" in found:
+            raise yaml.MarkedYAMLError(problem=f"'{name}' is there twice", problem_mark=place.start_mark)
         found |= {f"{above}{name}": place.start_mark.line + 1, **_lines(value, f"{above}{name}.")}
     return found
 

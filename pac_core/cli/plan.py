@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pac_core.cli.app import emit, say
-from pac_core.cli.options import AsJson, NoPlugin
+from pac_core.cli.options import MOST_ROWS, MOST_SAMPLES, AsJson, NoPlugin
 from pac_core.registry import Registry
+
+if TYPE_CHECKING:
+    from pac_core.planning.proposal import Proposal
 
 EPILOG = (
     "Example: pac plan --model t5-base --cluster cluster.yaml --output plan.json\n\n"
@@ -42,11 +45,13 @@ def plan(
     fill: Annotated[str | None, typer.Option(help="prefill or train-while-fill (default: prefill)")] = None,
     cache_dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or int8 (default: bfloat16)")] = None,
     dtype: Annotated[str | None, typer.Option(help="Number format of the backbone (default: float32)")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Samples of an optimiser step (default: 32)")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, max=MOST_ROWS, help="Samples of an optimiser step (default: 32)")
+    ] = None,
     micro_batch_size: Annotated[int | None, typer.Option(help="Samples of one pass (default: the planner's)")] = None,
     epochs: Annotated[int | None, typer.Option(help="All but the first train from the cache (default: 3)")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a sample (default: 128)")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Samples of an epoch.")] = 1000,
+    samples: Annotated[int, typer.Option(min=1, max=MOST_SAMPLES, help="Samples of an epoch.")] = 1000,
     add: Annotated[
         list[str] | None, typer.Option(metavar="NAME=CARD", help="What if this device came too? May be repeated.")
     ] = None,
@@ -56,13 +61,15 @@ def plan(
     link: Annotated[
         list[str] | None, typer.Option(metavar="A:B=MBIT", help="What if this link had MBIT/s? May be repeated.")
     ] = None,
-    mbit: Annotated[float | None, typer.Option(min=0.001, help="What if all links had so many Mbit/s?")] = None,
+    mbit: Annotated[
+        float | None, typer.Option(min=0.001, max=1e9, help="What if all links had so many Mbit/s?")
+    ] = None,
     no_plugin: NoPlugin = None,
     as_json: AsJson = False,
 ) -> None:
     """Plan a run before it is made: stages, time, memory, and what other planners would do."""
     from pac_core.config import RunConfig
-    from pac_core.files import write_json
+    from pac_core.files import check_writable_file, write_json
     from pac_core.planning.asked import Question, answer
     from pac_core.planning.show_proposal import answer_text
     from pac_core.planning.supposed import Change
@@ -82,16 +89,29 @@ def plan(
         "scheduler": scheduler,
     }
     config = RunConfig.build({}, {key: value for key, value in flags.items() if value is not None})
+    if output is not None:
+        check_writable_file(output, "--output")
     change = Change(add or (), remove or (), link or (), mbit)
     asked = Question(config, cluster, profile, tokens, samples, change)
     found = answer(asked, Registry(blocked=no_plugin or ()))
     if output is not None and found.found is not None:
         write_json(output, found.found.chosen.plan.to_json())
-        say(f"the plan is in {output}; use it with pac finetune --plan {output} --devices {cluster or 'FILE'}")
+        say(f"the plan is in {output}; {_next_step(found.found, output, cluster)}")
     if as_json:
         emit(found.to_json())
     else:
         print(answer_text(found, change))
+
+
+def _next_step(found: Proposal, output: Path, cluster: Path | None) -> str:
+    """What to do with a plan."""
+    leader = found.cluster.devices[0].name
+    if leader in found.left_out:
+        return f"no run can follow it, since {leader} leads and has no part in it; choose another --scheduler"
+    lacking = found.chosen.out_of_memory
+    if lacking:
+        return f"{lacking[0].device} has too little memory for it; choose another --scheduler, or --remove the device"
+    return f"use it with pac finetune --plan {output} --devices {cluster or 'FILE'}"
 
 
 def add(app: typer.Typer) -> None:

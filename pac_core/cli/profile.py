@@ -11,6 +11,7 @@ from rich.table import Table
 
 from pac_core.cli.app import emit, say
 from pac_core.cli.options import AsJson, NoPlugin
+from pac_core.errors import BadInput
 from pac_core.registry import Registry
 
 if TYPE_CHECKING:
@@ -47,11 +48,16 @@ def profile(
     as_json: AsJson = False,
 ) -> None:
     """Measure devices with a model: time of each pass, cache, memory, and the links between all of them."""
+    from pac_core.cluster import is_cluster
     from pac_core.config import RunConfig, parse_setting  # torch takes seconds to import; --help shall not
-    from pac_core.files import check_writable
+    from pac_core.files import check_writable_file
     from pac_core.planning.profile_file import write_profile
     from pac_core.profiler import NO_DATA, Profiler
 
+    if cluster is not None and devices != 1:
+        raise BadInput("--cluster measures the devices of its file; leave --devices out")
+    if cluster is not None and not is_cluster(str(cluster)):
+        raise BadInput(f"--cluster {cluster}: give a cluster file, as in cluster.yaml")
     flags: dict[str, Any] = {
         "model": model,
         "train": NO_DATA,
@@ -66,7 +72,7 @@ def profile(
         "devices": str(cluster or devices),
     }
     overrides = flags | dict(parse_setting(text) for text in settings or [])
-    check_writable(output.absolute().parent)
+    check_writable_file(output, "--output")
     config = RunConfig.build({}, overrides)
     found = Profiler(config, seconds, Registry(blocked=no_plugin or ()), say).run()
     write_profile(output, found)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from pac_core.cli.app import emit
-from pac_core.cli.options import AsJson, NoPlugin
+from pac_core.cli.options import MOST_ROWS, MOST_SAMPLES, AsJson, NoPlugin
 from pac_core.errors import BadInput
 from pac_core.registry import Registry
 
@@ -42,13 +42,15 @@ def simulate(
         list[str] | None,
         typer.Option(metavar="[DEVICE=]CARD", help="What a device is, or all that are not named; may be repeated."),
     ] = None,
-    mbit: Annotated[float, typer.Option(min=0.001, help="Mbit/s of links.")] = 1000.0,
-    latency: Annotated[float, typer.Option(min=0.0, help="Milliseconds until a message arrives.")] = 1.0,
+    mbit: Annotated[float, typer.Option(min=0.001, max=1e9, help="Mbit/s of links.")] = 1000.0,
+    latency: Annotated[float, typer.Option(min=0.0, max=1e6, help="Milliseconds until a message arrives.")] = 1.0,
     shared: Annotated[bool, typer.Option("--shared", help="All share one medium, as over Wi-Fi.")] = False,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of a sample.")] = 128,
-    samples: Annotated[int, typer.Option(min=1, help="Samples of an epoch.")] = 1000,
+    samples: Annotated[int, typer.Option(min=1, max=MOST_SAMPLES, help="Samples of an epoch.")] = 1000,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs; those after the fill train from the cache.")] = 3,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples of a mini-batch, with --devices.")] = 32,
+    batch_size: Annotated[
+        int, typer.Option(min=1, max=MOST_ROWS, help="Samples of a mini-batch, with --devices.")
+    ] = 32,
     fill: Annotated[Fill, typer.Option(help="Whether the backbone runs ahead, or while the first epoch trains.")] = (
         "prefill"
     ),
@@ -80,6 +82,7 @@ def simulate(
         raise BadInput("nothing says what it runs on; give --model and at least one --card")
     from pac_core.contracts.adapter import AdapterConfig
     from pac_core.contracts.cluster import Link
+    from pac_core.files import check_writable_file
     from pac_core.planning.slowness import Slowness, factors_of
     from pac_core.planning.what_if import WhatIf
     from pac_core.planning.work import Work
@@ -87,6 +90,7 @@ def simulate(
 
     if plot is not None:
         check_ending(plot)
+        check_writable_file(plot, "--plot")
     slowness = Slowness(factors_of(slow or ()), jitter, seed)
     work = Work.of_run(samples, epochs, fill, cache_dtype, slowness)
     what = WhatIf(card, Link(mbit * 1e6, latency / 1e3), shared, tokens, work)

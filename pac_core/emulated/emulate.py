@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from pac_core.adapter_files import CONFIG_NAME
 from pac_core.config import RunConfig
 from pac_core.contracts.adapter import AdapterConfig, SideNetwork
 from pac_core.contracts.backbone import Backbone, BackboneSource
@@ -29,6 +30,19 @@ WARNING = (
     "devices are emulated: they wait as their cards predict, learn nothing, and no adapter is written; messages, cache "
     "and schedule are real"
 )
+
+
+def check_place(config: RunConfig) -> None:
+    """Make sure that an emulated run does not write its times and checkpoint over those of an adapter.
+
+    Raises:
+        BadInput: there is an adapter in the output folder.
+    """
+    if config.emulate is not None and (config.output / CONFIG_NAME).exists():
+        raise BadInput(
+            f"{config.output} holds an adapter, whose metrics and checkpoint an emulated run would replace; give "
+            "another --output"
+        )
 
 
 def emulating(registry: Registry, config: RunConfig) -> Registry:

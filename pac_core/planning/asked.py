@@ -88,7 +88,7 @@ def answer(asked: Question, registry: Registry) -> Answer:
     measured = None if asked.profile is None else _measured(asked, asked.profile)
     cluster = NO_MEASURES if measured is None else measured.cluster
     if file is not None:
-        cluster = cluster_to_plan(file, cluster)
+        cluster = _cluster(asked, file, cluster)
     elif measured is None:
         raise BadInput("nothing says which devices there are; give --cluster FILE or --profile FILE")
     profile = _profile(asked.config, registry) if measured is None else measured.profile
@@ -106,6 +106,14 @@ def answer(asked: Question, registry: Registry) -> Answer:
     except BadInput as error:
         found, reason = None, str(error)
     return Answer(found, reason, proposal(then))
+
+
+def _cluster(asked: Question, file: ClusterFile, measured: Cluster) -> Cluster:
+    """The devices of a cluster file, which errors name."""
+    try:
+        return cluster_to_plan(file, measured)
+    except BadInput as error:
+        raise BadInput(f"{asked.cluster}: {error}") from None
 
 
 def _work(asked: Question) -> Work:

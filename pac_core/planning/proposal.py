@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,11 @@ class Proposal:
     candidates: tuple[Candidate, ...]
 
     @property
+    def quickest(self) -> Candidate:
+        """The best one that a run can follow; the best of all if none has the leader."""
+        return quickest(self.candidates, self.cluster)
+
+    @property
     def left_out(self) -> tuple[str, ...]:
         """Devices without work, in the order of the cluster."""
         used = self.chosen.plan.devices
@@ -109,13 +115,22 @@ class Proposal:
         }
 
 
+def quickest(candidates: Sequence[Candidate], cluster: Cluster) -> Candidate:
+    """The first of ``candidates`` that fits and whose plan has the leader, without which there is no run; the first of
+    all if there is none."""
+    leader = cluster.devices[0].name
+    planned = ((one, one.timeline) for one in candidates if one.timeline is not None)
+    usable = (one for one, run in planned if leader in run.plan.devices and not run.out_of_memory)
+    return next(usable, candidates[0])
+
+
 def propose(
     profile: Profile, cluster: Cluster, job: Job, work: Work, registry: Registry, scheduler: str | None = None
 ) -> Proposal:
     """Plan with one scheduler, and ask all others what they would do.
 
     Args:
-        scheduler: by name; that of the quickest run if None, since each looks at mini-batches in the stages alone.
+        scheduler: by name; that of the `quickest` run if None, since each looks at mini-batches in the stages alone.
 
     Raises:
         UnknownPlugin: there is no such scheduler.
@@ -137,7 +152,7 @@ def propose(
     first = [] if scheduler is None else [ask(scheduler)]
     quick = (one for one in known if len(cluster.devices) <= SLOW.get(one, len(cluster.devices)))
     found = sorted([*first, *(tried(one) for one in quick if one != scheduler)], key=lambda one: one.order)
-    chosen = first[0] if first else found[0]
+    chosen = first[0] if first else quickest(found, cluster)
     if chosen.timeline is None or chosen.step_s is None:
         chosen = ask(known[0])  # says why not
     assert chosen.timeline is not None

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pac_core.backbones import load_backbone
+from pac_core.backbones import describe
 from pac_core.contracts.adapter import AdapterConfig
-from pac_core.contracts.backbone import DECODER, BackboneSource
+from pac_core.contracts.backbone import DECODER
 from pac_core.contracts.cluster import Cluster, Job, Profile
 from pac_core.errors import BadInput
 from pac_core.planning.cards import card
@@ -118,7 +118,7 @@ def scale_model(
         raise BadInput("with --devices all devices are alike; give one --card NAME")
     kind = card(what.cards[0])
     cluster = Cluster(tuple(kind.device(f"d{i}") for i in range(max(counts))), default=what.link, shared=what.shared)
-    info = load_backbone(BackboneSource(model, layers={}), registry).info
+    info = describe(model, registry)
     target = info.streams[-1].name
     profile = analytic_profile(info, adapter, target, head=target == DECODER)
     job = Job(batch_size, None, what.tokens, what.tokens)
@@ -136,10 +136,9 @@ def counts_of(text: str) -> list[int]:
     """
     try:
         ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
-        found = {n for first, last in ((e[0], e[-1]) for e in ends if len(e) <= 2) for n in range(first, last + 1)}
         sound = all(1 <= e[0] <= e[-1] <= MOST and len(e) <= 2 for e in ends)
     except ValueError:
         sound = False
     if not sound:
         raise BadInput(f"--devices {text}: give numbers from 1 to {MOST}, such as 8, 1-8 or 1,2,4")
-    return sorted(found)
+    return sorted({n for e in ends for n in range(e[0], e[-1] + 1)})

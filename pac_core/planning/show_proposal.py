@@ -68,20 +68,25 @@ def _memory(found: Timeline) -> str:
 
 
 def _alternatives(proposal: Proposal) -> str:
-    found = [_alternative(candidate, candidate.timeline is proposal.chosen) for candidate in proposal.candidates]
+    leader = proposal.cluster.devices[0].name
+    found = [_alternative(one, one.timeline is proposal.chosen, leader) for one in proposal.candidates]
     text = columns([("", "scheduler", "run", "mini-batch", ""), *found])
-    best = proposal.candidates[0]
-    if best.timeline is proposal.chosen:
-        return text
+    best = proposal.quickest
+    if best.timeline is None or best.timeline is proposal.chosen:
+        lacking = proposal.chosen.out_of_memory
+        return f"{text}\nno plan fits; a smaller --micro-batch-size may, or a smaller --batch-size" if lacking else text
+    if leader in proposal.left_out or proposal.chosen.out_of_memory:
+        return f"{text}\nno run can follow this plan; it can with --scheduler {best.scheduler}"
     return f"{text}\nby --scheduler {best.scheduler} the run would be done sooner"
 
 
-def _alternative(candidate: Candidate, chosen: bool) -> tuple[str, ...]:
+def _alternative(candidate: Candidate, chosen: bool, leader: str) -> tuple[str, ...]:
     found, mark = candidate.timeline, CHOSEN if chosen else ""
     if found is None or candidate.step_s is None:
         return mark, candidate.scheduler, "-", "-", candidate.reason
-    lack = [f"{one.device} lacks {size(one.missing)}" for one in found.out_of_memory]
-    return mark, candidate.scheduler, span_of_time(found.seconds), span_of_time(candidate.step_s), ", ".join(lack)
+    notes = [f"{one.device} lacks {size(one.missing)}" for one in found.out_of_memory]
+    notes += [] if leader in found.plan.devices else [f"without {leader}, which leads"]
+    return mark, candidate.scheduler, span_of_time(found.seconds), span_of_time(candidate.step_s), ", ".join(notes)
 
 
 def columns(lines: Sequence[Sequence[str]]) -> str:

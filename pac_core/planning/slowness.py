@@ -10,6 +10,9 @@ import numpy as np
 from pac_core.contracts.cluster import Cluster, DeviceProfile
 from pac_core.errors import BadInput
 
+MOST = 1e6
+"""Times that a device may be slower or quicker; beyond that numbers overflow."""
+
 
 @dataclass(frozen=True)
 class Slowness:
@@ -39,14 +42,17 @@ class Slowness:
         """The cluster with the rates that its devices have all the time.
 
         Raises:
-            BadInput: a factor is for a device that is not there, or below zero.
+            BadInput: a factor is for a device that is not there, or beyond `MOST`.
         """
         names = {device.name for device in cluster.devices}
         for name, factor in self.factors.items():
             if name not in names:
                 raise BadInput(f"'{name}' is to be slow and is not in the cluster: {', '.join(sorted(names))}")
-            if not 0 < factor < float("inf"):
-                raise BadInput(f"'{name}' is to be slower by the factor {factor:g}; give a number above 0, such as 2")
+            if not 1 / MOST <= factor <= MOST:
+                raise BadInput(
+                    f"'{name}' is to be slower by the factor {factor:g}; give a number from {1 / MOST:g} to {MOST:g}, "
+                    "such as 2"
+                )
         if not self.factors:
             return cluster
         return replace(cluster, devices=tuple(_slowed(d, self.factors.get(d.name, 1.0)) for d in cluster.devices))
@@ -81,14 +87,16 @@ def factors_of(given: Sequence[str]) -> dict[str, float]:
     """Factors by device, as the command line gives them.
 
     Raises:
-        BadInput: a text is not DEVICE=FACTOR.
+        BadInput: a text is not DEVICE=FACTOR, or a device comes twice.
 
     >>> factors_of(["kitchen=2.5"])
     {'kitchen': 2.5}
     """
-    found = {}
+    found: dict[str, float] = {}
     for text in given:
         name, _, factor = text.rpartition("=")
+        if name in found:
+            raise BadInput(f"--slow {text}: '{name}' has a factor already; give one")
         try:
             found[name] = float(factor)
         except ValueError:

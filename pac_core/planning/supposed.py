@@ -84,7 +84,7 @@ def _between(given: str, names: Sequence[str]) -> tuple[tuple[str, str], float]:
         mbit = float(speed)
     except ValueError:
         mbit = 0.0
-    if not (one and other and 0 < mbit < float("inf")):
+    if not (one and other and 0.001 <= mbit <= 1e9):
         raise BadInput(f"--link {given}: write it as A:B=MBIT, as in --link desk:kitchen=1000")
     strange = [name for name in (one, other) if name not in names]
     if strange:

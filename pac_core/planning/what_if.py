@@ -55,7 +55,10 @@ def simulate_file(path: Path, model: str, adapter: AdapterConfig, what: WhatIf, 
             f"{path}: the plan runs no stream of {model}, which has {', '.join(s.name for s in info.streams)}"
         )
     target = named[-1]
-    plan.check(info.streams[: [s.name for s in info.streams].index(target) + 1])
+    try:
+        plan.check(info.streams[: [s.name for s in info.streams].index(target) + 1])
+    except BadInput as error:
+        raise BadInput(f"{path}: no plan for {model}: {error}") from None
     profile = analytic_profile(info, adapter, target, head=target == DECODER)
     if plan.weights == "int8":
         profile = quantised(profile)
@@ -68,9 +71,9 @@ def cluster_of(plan: Plan, what: WhatIf) -> Cluster:
     """The devices of a plan, as their cards say they are.
 
     Raises:
-        BadInput: a card is not known or its device is not in the plan, or a device has none.
+        BadInput: a card is not known or its device is not in the plan, or a device has none, or several.
     """
-    cards = dict(given.rpartition("=")[::2] if "=" in given else (EVERY, given) for given in what.cards)
+    cards = _cards(what.cards)
     names = [device for stage in plan.stages for device in stage.devices]
     strange = sorted({*cards} - {*names, EVERY})
     if strange:
@@ -82,3 +85,17 @@ def cluster_of(plan: Plan, what: WhatIf) -> Cluster:
         raise BadInput(f"device '{without[0]}' has no card; give --card {without[0]}=NAME, or --card NAME for all")
     devices = tuple(card(cards.get(name) or cards[EVERY]).device(name) for name in names)
     return Cluster(devices, default=what.link, shared=what.shared)
+
+
+def _cards(given: Sequence[str]) -> dict[str, str]:
+    """Names of cards by device."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, kind = text.rpartition("=")[::2] if "=" in text else (EVERY, text)
+        if name in found:
+            whose = "all devices that are not named" if name == EVERY else f"'{name}'"
+            raise BadInput(
+                f"--card {text}: there is a card for {whose} already; give one, and --card DEVICE=NAME for others"
+            )
+        found[name] = kind
+    return found

@@ -136,6 +136,31 @@ def test_the_quickest_run_is_proposed_if_no_scheduler_is_asked_for(told: Any) ->
     assert told("--scheduler", slower)["plan"]["scheduler"] == slower
 
 
+def test_a_plan_that_the_leader_has_no_part_in_is_not_proposed(told: Any, pac: Any, home: Path) -> None:
+    (home / "cluster.yaml").write_text(
+        CLUSTER.replace("card: laptop", "card: raspberry-pi-5").replace("jetson-nano", "h200")
+    )
+    alone = told("--scheduler", "single")
+    assert alone["left_out"] == ["desk"]
+    found = told()
+    assert "desk" not in found["left_out"]
+    assert found["predicted"]["seconds"] >= alone["predicted"]["seconds"]
+    _, out, err = pac("--scheduler", "single", "--output", str(home / "plan.json"))
+    assert "without desk, which leads" in out
+    assert f"no run can follow this plan; it can with --scheduler {found['plan']['scheduler']}" in out
+    assert "no run can follow it, since desk leads and has no part in it; choose another --scheduler" in err
+
+
+def test_epochs_from_the_cache_that_fit_nowhere_are_said_so(pac: Any, home: Path) -> None:
+    (home / "cluster.yaml").write_text(
+        CLUSTER.replace("-nano}", "-nano, memory: 8MB}").replace("top}", "top, memory: 8MB}")
+    )
+    _, out, _ = pac("--batch-size", "1000", "--output", str(home / "plan.json"))
+    assert "does not fit" in out
+    assert out.strip().endswith("no plan fits; a smaller --micro-batch-size may, or a smaller --batch-size")
+    assert "by --scheduler" not in out
+
+
 def test_a_file_for_the_plan_serves_finetune_and_simulate(
     pac: Any, told: Any, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,7 +254,13 @@ def test_without_a_cluster_file_the_devices_of_the_profile_are_planned_for(
         (["--add", "b=abacus"], "device card 'abacus' is not known; known: jetson-nano"),
         (["--remove", "b"], "--remove b: the cluster has no such device; it has desk, nano"),
         (["--link", "desk:nano=quick"], "write it as A:B=MBIT"),
+        (["--link", "desk:nano=inf"], "write it as A:B=MBIT"),
         (["--mbit", "quick"], "Invalid value for '--mbit'"),
+        (["--mbit", "inf"], "Invalid value for '--mbit'"),
+        (["--samples", "1" + "0" * 24], "Invalid value for '--samples'"),
+        (["--batch-size", "1000000000"], "Invalid value for '--batch-size'"),
+        (["--output", "."], "--output .: it is a folder; name a file"),
+        (["--output", "CLUSTER/plan.json"], "cannot write to "),
         (["--scheduler", "pack"], "scheduler 'pack' is not known; did you mean 'pac'"),
         (["--task", "poetry"], "task = 'poetry': "),
         (["--task", "seq2seq"], "task seq2seq needs a model that generates; bert is an encoder"),
@@ -249,7 +280,9 @@ def test_without_a_cluster_file_the_devices_of_the_profile_are_planned_for(
 def test_what_cannot_be_planned_is_refused_in_one_line(
     arguments: list[str], said: str, pac: Any, home: Path, measured: Path
 ) -> None:
-    given = [{"MEASURED": str(measured), "BOTH": str(home / "both")}.get(one, one) for one in arguments]
+    file = str(home / "cluster.yaml")
+    places = {"MEASURED": str(measured), "BOTH": str(home / "both"), "CLUSTER/plan.json": f"{file}/plan.json"}
+    given = [places.get(one, one) for one in arguments]
     code, out, err = pac(*given)
     (line,) = err.strip().splitlines()
     assert (code, out) == (2, "")
@@ -260,4 +293,4 @@ def test_a_device_of_which_nothing_is_known_is_named(pac: Any, home: Path) -> No
     (home / "cluster.yaml").write_text(CLUSTER + "  - name: attic\n")
     code, _, err = pac()
     assert code == 2
-    assert "device 'attic': nothing says how fast it is; run pac profile" in err
+    assert f"{home / 'cluster.yaml'}: device 'attic': nothing says how fast it is; run pac profile" in err

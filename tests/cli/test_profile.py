@@ -48,13 +48,16 @@ def test_speeds_cache_and_memory_are_shown_and_saved(
         (["--model", "{model}", "--set", "adapter.nam=x"], "adapter.nam"),
         (["--model", "{model}", "--task", "seq2seq"], "encoder"),
         (["--model", "{model}", "--reduction", "7"], "reduction"),
+        (["--model", "{model}", "--cluster", "{model}"], "give a cluster file, as in cluster.yaml"),
+        (["--model", "{model}", "--cluster", "c.yaml", "--devices", "2"], "leave --devices out"),
+        (["--model", "{model}", "--output", "{model}"], "it is a folder; name a file"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_line(
     arguments: list[str], named: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = [argument.replace("{model}", model) for argument in arguments]
-    assert run(["profile", *given, "--output", str(tmp_path / "out.json")]) == 2
+    assert run(["profile", "--output", str(tmp_path / "out.json"), *given]) == 2
     told = capsys.readouterr()
     assert told.out == ""
     assert named in told.err

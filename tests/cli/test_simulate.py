@@ -85,6 +85,7 @@ def test_a_plan_is_drawn(plan: str, model: str, tmp_path: Path, capsys: pytest.C
 
 
 def test_throughput_by_number_of_devices(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (Path(model) / "model.safetensors").unlink()  # the configuration suffices
     arguments = ["--model", model, "--card", "jetson-nano", "--scheduler", "data-parallel", "--devices", "1,2-4"]
     assert run(["simulate", *arguments, "--plot", str(tmp_path / "rates.svg")]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -157,12 +158,36 @@ def test_and_what_our_runs_add(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         ),
         (["--scheduler", "pac", "--devices", "2", "--model", "MODEL", "--card", "x=h200"], "all devices are alike"),
         (["--plan", "absent.json", "--model", "MODEL", "--card", "h200"], "absent.json"),
+        (
+            ["--plan", "PLAN", "--model", "MODEL", "--card", "h200", "--slow", "home/0=1e308"],
+            "slower by the factor 1e+308; give a number from 1e-06 to 1e+06",
+        ),
+        (
+            ["--plan", "PLAN", "--model", "MODEL", "--card", "h200", "--slow", "home/0=2", "--slow", "home/0=3"],
+            "--slow home/0=3: 'home/0' has a factor already",
+        ),
+        (
+            ["--plan", "PLAN", "--model", "MODEL", "--card", "h200", "--card", "laptop"],
+            "--card laptop: there is a card for all devices that are not named already",
+        ),
+        (["--plan", "PLAN", "--model", "MODEL", "--card", "h200", "--latency", "inf"], "Invalid value for '--latency'"),
+        (["--plan", "PLAN", "--model", "MODEL", "--card", "h200", "--mbit", "inf"], "Invalid value for '--mbit'"),
+        (
+            ["--plan", "PLAN", "--model", "MODEL", "--card", "h200", "--samples", "1000000000000"],
+            "Invalid value for '--samples'",
+        ),
+        (["--plan", "PLAN", "--model", "MODEL", "--card", "h200", "--plot", "PLAN/x.svg"], "cannot write to "),
+        (
+            ["--scheduler", "pac", "--devices", "1-999999999", "--model", "MODEL", "--card", "h200"],
+            "--devices 1-999999999: give numbers from 1 to 1000",
+        ),
     ],
 )
 def test_what_cannot_be_simulated_is_refused(
     arguments: list[str], said: str, plan: str, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [{"PLAN": plan, "MODEL": model}.get(argument, argument) for argument in arguments]
+    places = {"PLAN": plan, "MODEL": model, "PLAN/x.svg": f"{plan}/x.svg"}
+    given = [places.get(argument, argument) for argument in arguments]
     capsys.readouterr()
     assert run(["simulate", *given]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
@@ -174,3 +199,22 @@ def test_a_plan_of_another_model_is_refused(plan: str, tmp_path: Path, capsys: p
     capsys.readouterr()
     assert run(["simulate", "--plan", plan, "--model", str(tmp_path / "other"), "--card", "h200"]) == 2
     assert "the plan runs no stream of" in capsys.readouterr().err
+
+
+def test_a_plan_for_more_layers_is_refused_with_its_file(
+    plan: str, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(plan).write_text(json.dumps({**PLAN, "stages": PLAN["stages"][:1], "micro_batch_size": 4}))
+    assert run(["simulate", "--plan", plan, "--model", model, "--card", "h200"]) == 2
+    assert f"{plan}: no plan for {model}: the stages run encoder [0, 1)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"micro_batches": ' + "9" * 5000 + "}"], ids=["deep", "long"])
+def test_json_that_no_program_writes_is_refused(
+    text: str, plan: str, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(plan).write_text(text)
+    assert run(["simulate", "--plan", plan, "--model", model, "--card", "h200"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {plan}: too deep, or a number in it is too long; it should hold the plan\n"
+    )

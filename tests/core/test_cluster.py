@@ -69,6 +69,23 @@ def test_a_file_says_who_takes_part(load: Any) -> None:
             r"cluster\.yaml: address tcp://192\.168\.1\.10:7077 is there twice; each listener needs a port of its own$",
         ),
         (("devices:", "devices: ["), r"cluster\.yaml:\d+: not valid YAML"),
+        (("devices:", "name: a\nname: b\ndevices:"), r"cluster\.yaml:\d+: not valid YAML \('name' is there twice\)"),
+        (("devices:", "links: desk\ndevices:"), r"cluster\.yaml:\d: links = 'desk': give a list, as in \[a, b\]"),
+        (("devices:", "link: 5\ndevices:"), r"cluster\.yaml:\d: link = 5: give keys with their values, as in"),
+        (
+            ("devices:", "links: [{mbit: 5, between: [desk]}]\ndevices:"),
+            r"cluster\.yaml: 'links\.0\.between\.1' is not set; put it into the cluster file",
+        ),
+        (
+            ("devices:", "links: [{mbit: 5, between: [a, b, c]}]\ndevices:"),
+            r"links\.0\.between = \['a', 'b', 'c'\]: the list is too long; give at most 2",
+        ),
+        (("threads: 4", "speed: 1.0e+300"), r"cluster\.yaml:5: devices\.0\.speed = 1e\+300: .* less than or equal to"),
+        (
+            ("threads: 4", "speed: 1.0e-300"),
+            r"cluster\.yaml:5: devices\.0\.speed = 1e-300: .* greater than or equal to",
+        ),
+        (("devices:", "link: {mbit: 1.0e+300}\ndevices:"), r"cluster\.yaml:\d: link\.mbit = 1e\+300: .* less than"),
     ],
     ids=str,
 )

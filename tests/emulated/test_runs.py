@@ -97,3 +97,10 @@ def test_a_plan_that_a_card_has_no_room_for_is_refused(given: Any, tmp_path: Pat
     monkeypatch.setitem(cards.CARDS, "jetson-nano", type(small)(**{**vars(small), "usable_bytes": 100_000_000}))
     with pytest.raises(BadInput, match=r"stage 1: [\d,]+ bytes are needed and 100,000,000 there are"):
         FineTuner(RunConfig.build(given(cache={"dir": str(tmp_path / "cache")}))).run()
+
+
+def test_times_of_an_emulated_run_do_not_replace_those_of_an_adapter(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    config = RunConfig(model="m", train="t", emulate="jetson-nano", output=tmp_path)
+    with pytest.raises(BadInput, match=r"holds an adapter, whose metrics .* give another --output"):
+        FineTuner(config).run()
