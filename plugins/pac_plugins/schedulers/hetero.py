@@ -151,7 +151,7 @@ def _explored(judge: Judge, seeds: Sequence[tuple[float, Draft]], tried: Sequenc
     numbers = count()
     waiting = [(seconds, next(numbers), draft) for seconds, draft in seeds]
     heapq.heapify(waiting)
-    best, _, fastest = waiting[0]
+    best, fastest = min(seeds, key=lambda seed: (float(f"{seed[0]:.9e}"), -seed[1].size))  # of equals, few passes
     seen = {draft for _, draft in seeds}
     patience = PATIENCE
     while waiting and patience and judge.left > 0:
