@@ -8,7 +8,7 @@ from pac_core.batches import epoch_batches, share_out
 from pac_core.contracts.cluster import Cluster, Link, Profile
 from pac_core.contracts.scheduler import Plan, StagePlan
 from pac_core.planning.cost import costs, places
-from pac_core.planning.entries import spread_of
+from pac_core.planning.entries import owned_by, spread_of
 from pac_core.planning.simulate import Timeline, Work, simulate
 from pac_core.runtime.routes import share_of
 from pac_core.testing.scheduler import JOB, LAYER, MIB, a_cluster
@@ -63,7 +63,15 @@ def test_entries_go_from_those_who_run_a_sample_to_its_owner(plan: Plan) -> None
                 owner = int(data.owners[sample])
                 if first <= row % plan.micro_batch_size < last and owner != rank:
                     sent[rank][owner] += each[plan.place(rank)[0]]
-    predicted = spread_of(plan, found, slices, samples, JOB.mean_length, trained=True)
+    predicted = spread_of(
+        plan,
+        found,
+        slices,
+        samples,
+        JOB.mean_length,
+        owned_by(plan, a_cluster(*[1.0] * plan.size), batch),
+        trained=True,
+    )
     assert predicted.messages.tolist() == [pytest.approx(row) for row in sent]
 
 

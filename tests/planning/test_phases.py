@@ -13,6 +13,7 @@ from pac_core.contracts.cluster import Cluster, DeviceProfile, Job, Link, Pace, 
 from pac_core.contracts.scheduler import Plan, StagePlan
 from pac_core.errors import BadInput
 from pac_core.planning.cost import all_reduce_s, costs
+from pac_core.planning.entries import owned_by
 from pac_core.planning.phases import Cached, Run, backbone_alone
 from pac_core.planning.simulate import Timeline, Work, simulate
 from pac_core.planning.slowness import Slowness
@@ -171,7 +172,7 @@ def test_training_waits_for_what_it_needs_alone() -> None:
     plan = Plan((StagePlan({"one": (0, 4)}, ("d0", "d1"), (3, 3)),), 4)
     alone = Profile({"one": (LAYER,) * 4}, {})  # no gradients to sum
     job = job_of(plan)
-    made = Run(plan, costs(alone, job), [(0, 4)], cluster(2), job, Work(6 * 24, 2))
+    made = Run(plan, costs(alone, job), [(0, 4)], cluster(2), job, Work(6 * 24, 2), owned_by(plan, cluster(2), 24))
     steps, second = Cached(made), Cached(made).step_s
     assert steps.count == 6
     assert steps.waited(second * np.array([[10, 20, 30], [1, 2, 3]])) == pytest.approx((32 - 6) * second)
@@ -180,7 +181,8 @@ def test_training_waits_for_what_it_needs_alone() -> None:
 
 
 def test_sums_of_gradients_have_right_of_way() -> None:
-    made = Run(TWO_AND_ONE, costs(PROFILE, JOB), [(0, 2), (2, 4)], cluster(3), job_of(TWO_AND_ONE), Work(6 * 24, 2))
+    plan, job, work = TWO_AND_ONE, job_of(TWO_AND_ONE), Work(6 * 24, 2)
+    made = Run(plan, costs(PROFILE, JOB), [(0, 2), (2, 4)], cluster(3), job, work, owned_by(plan, cluster(3), 24))
     steps, ring = Cached(made), all_reduce_s(cluster(3), ["d0", "d1", "d2"], 4 * MIB)
     arrivals = 100 * steps.step_s * np.array([[1, 2, 3]] * 3)
     assert steps.waited(arrivals) == pytest.approx(300 * steps.step_s + 4 * ring - 4 * steps.step_s)
