@@ -62,8 +62,8 @@ def columns_each(shares: Sequence[float], batch_size: int) -> NDArray[np.int64]:
 
 
 def parts_of(shares: Sequence[float], batch_size: int) -> NDArray[np.float64]:
-    """(devices,) part of all samples that each works on, as `columns_each` splits batches. Equally fast devices count as
-    having the same, though one may have a row more than another."""
+    """(devices,) part of all samples that each works on, as `columns_each` splits batches. Equally fast devices count
+    as having the same, though one may have a row more than another."""
     _, same = np.unique(np.asarray(shares), return_inverse=True)
     found: NDArray[np.float64] = np.bincount(same, columns_each(shares, batch_size)) / np.bincount(same) / batch_size
     return found[same]
