@@ -221,8 +221,7 @@ class FineTuner:
             return self.stages.fill(stop, on_progress, scaled=given["scaled"])
         if ahead:
             path = self.checkpoint / FILL_NAME
-            missing = model.reader.missing(loaded.train) if team.leads else ()
-            planned = planned_fill(missing, loaded.train, path, self.config.resume) if team.leads else ()
+            planned = partial(planned_fill, examples=loaded.train, path=path, resume=self.config.resume)
             prefill(model, work.train, stop, on_progress, team, planned)
         calibrate(model, work.train, team)
         (samples,) = team.total([model.reader.counters.backbone_samples - before])

@@ -103,9 +103,11 @@ def load_checkpoint(
 
 
 def noted_shares(path: Path, devices: Cluster, resume: bool) -> list[float]:
-    """How much each device works on, by rank: as much as it is fast, noted in ``path``. On ``resume`` as much as the stopped
-    run has noted, if it had the same devices: speeds are measured anew each time, and who works on a sample decides
-    which dropout it meets."""
+    """How much each device works on, by rank: as much as it is fast, noted in ``path``.
+
+    On ``resume`` as much as the stopped run has noted, if it had the same devices: speeds are measured anew each time,
+    and who works on a sample decides which dropout it meets.
+    """
     now = dict(zip((d.name for d in devices.devices), evened([d.flops for d in devices.devices])))
     if resume and path.exists():
         with contextlib.suppress(BadInput, TypeError, ValueError):  # a damaged note costs the last bits only
