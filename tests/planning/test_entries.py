@@ -53,6 +53,13 @@ def test_each_owner_is_sent_what_others_have_made_of_its_samples() -> None:
     assert found().sent == pytest.approx(counted.sum())
 
 
+def test_owners_are_ranked_as_in_the_cluster_and_own_by_their_speeds() -> None:
+    fast = Cluster(tuple(DeviceProfile(name, 1e9 * (1 + 9 * (name == "d3")), MIB) for name in reversed(NAMES)))
+    owned = owned_by(PLAN, fast, 28)
+    assert owned.parts.tolist() == [2 / 28] * 3 + [20 / 28] + [2 / 28]
+    assert owned.rows.tolist() == [4, *[3] * 19, 2, 1, 0, 0]
+
+
 def test_the_first_of_each_group_sends_weights_and_moments_to_all_others() -> None:
     state = found(trained=True).state
     expected = np.zeros((5, 5))
@@ -83,6 +90,14 @@ def test_a_slow_link_holds_up_those_that_its_ends_send_to() -> None:
     )
     assert even.tolist() == [4.0] * 5
     assert uneven.tolist() == [7.0] * 5  # d0 and d1 send three at a megabyte a second, and one in four seconds
+
+
+def test_an_owner_of_little_has_its_part_while_others_still_get_theirs() -> None:
+    """d0 sends d1 and d2 a chunk each, and then d2 alone."""
+    there = Cluster(tuple(DeviceProfile(name, 1e9, MIB) for name in "abc"), default=MEGABYTE_A_SECOND)
+    found = Spread(np.array([[0.0, 1e6, 3e6], [0.0] * 3, [0.0] * 3]), np.zeros((3, 3)), (1, 1, 3))
+    assert found.arrivals(there, "abc")[:, -1].tolist() == [0.0, 2.0, 4.0]
+    assert found.arrivals(there, "abc")[2].tolist() == [2.0, 3.0, 4.0]
 
 
 @given(
