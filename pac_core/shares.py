@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 ALIKE = 0.75
-"""Part of the fastest device's speed from which on one counts as equally fast. Measured a few times over, speeds of the
-same machine are further apart than devices that only seem to be alike lose by equal shares."""
+"""Part of the fastest device's speed from which on one counts as equally fast. A machine that has other things to do as
+well measures its own speed about that far off. By equal shares two devices so alike lose less than a sixth of a step."""
 
 
 def evened(speeds: Sequence[float]) -> list[float]:
