@@ -42,6 +42,7 @@ from pac_core.keys import KeyFolder
 from pac_core.planning.beginning import gathered, seconds_of
 from pac_core.planning.cards import card
 from pac_core.planning.cost import costs, places
+from pac_core.planning.entries import owned_by
 from pac_core.planning.phases import Run
 from pac_core.planning.profile import analytic_profile
 from pac_core.planning.simulate import Work, simulate
@@ -263,7 +264,8 @@ def predict(plan: Plan, profile: Profile, link: Link, options: argparse.Namespac
     )
     timeline = simulate(plan, profile, cluster, job, work)
     found = costs(profile, job)
-    run = Run(plan, found, [places(profile, stage) for stage in plan.stages], cluster, job, work)
+    slices, owned = [places(profile, stage) for stage in plan.stages], owned_by(plan, cluster, job.batch_size)
+    run = Run(plan, found, slices, cluster, job, work, owned)
     phases = {phase.name: phase.seconds for phase in timeline.phases}
     cached = phases["cached"] / (EPOCHS - 1)
     gather = seconds_of(run, gathered(run))

@@ -113,7 +113,7 @@ def epoch(model: Any, examples: list[Example], transport: Any, holding: Holding,
         identity={},
         stop=StopFlag(),
         on_step=lambda progress, done, loss: None,
-        team=Replicas(transport),
+        team=Replicas(transport, [1.0, 1.0]),
     )
     spreading = Spreading(spread)
     if way == "before":

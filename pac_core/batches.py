@@ -1,7 +1,7 @@
 """Which samples make a step together, and on which device each of them is worked on.
 
 Every sample has a *column*, drawn once for a run. A batch of any epoch has at most one sample of a column, so devices
-that own whole columns have equal shares of every batch, however the samples are shuffled, and each needs the cache
+that own whole columns have the same share of every batch, however the samples are shuffled, and each needs the cache
 entries of its own samples only.
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pac_core.examples import Example
+from pac_core.shares import columns_each
 
 POOLS = 50
 LEAST_POOL = 4
@@ -41,13 +42,13 @@ class Dataset:
 
 
 def share_out(examples: Sequence[Example], batch_size: int, seed: int, shares: Sequence[float]) -> Dataset:
-    """Draw columns, and give each device so many of them that its samples are in proportion to its share.
+    """Draw columns, and give each device as many of them as its share asks for; see `columns_each`.
 
     Args:
         shares: of each device by rank, in any unit, such as its speed.
     """
     columns = columns_of(examples, batch_size, seed)
-    ends = np.round(np.cumsum(shares) / np.sum(shares) * batch_size).astype(np.int64)
+    ends = np.cumsum(columns_each(shares, batch_size))
     return Dataset(examples, columns, np.searchsorted(ends, columns, side="right"), batch_size)
 
 

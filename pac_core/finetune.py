@@ -26,10 +26,12 @@ from pac_core.runtime.audience import Audience, Observer
 from pac_core.runtime.checkpoint import (
     BEST_NAME,
     FILL_NAME,
+    SHARES_NAME,
     STATE_NAME,
     Progress,
     check_checkpoint,
     load_checkpoint,
+    noted_shares,
     save_checkpoint,
 )
 from pac_core.runtime.cluster_crew import crew_for
@@ -141,9 +143,9 @@ class FineTuner:
         self._names = [device.name for device in devices.devices]
         planned = self._plan(loaded, devices)
         loaded = settle(self.config, loaded, planned, self.registry)
-        self.team = Replicas(connect())
+        self.team = Replicas(connect(), noted_shares(self.checkpoint / SHARES_NAME, devices, self.config.resume))
         sends_weights = remote and self.config.emulate is None
-        hand_out(self.team.transport, loaded, planned, devices.devices if sends_weights else None)
+        hand_out(self.team.transport, loaded, planned, self.team.shares, devices.devices if sends_weights else None)
         return self._run(loaded, planned)
 
     def take_part(self, transport: Transport) -> RunResult:
@@ -154,8 +156,9 @@ class FineTuner:
             BadInput, RunFailed, KeyboardInterrupt: as `run`.
         """
         self._begin()
-        self.team = Replicas(transport)
-        return self._run(*take(transport, self.config, self.registry))
+        loaded, planned, shares = take(transport, self.config, self.registry)
+        self.team = Replicas(transport, shares)
+        return self._run(loaded, planned)
 
     def _plan(self, loaded: Loaded, devices: Cluster) -> RankedPlan | None:
         planned = run_plan(self.config, loaded, self.registry, devices)
@@ -222,8 +225,7 @@ class FineTuner:
             return self.stages.fill(stop, on_progress, scaled=given["scaled"])
         if ahead:
             path = self.checkpoint / FILL_NAME
-            missing = model.reader.missing(loaded.train) if team.leads else ()
-            planned = planned_fill(missing, loaded.train, path, self.config.resume) if team.leads else ()
+            planned = partial(planned_fill, examples=loaded.train, path=path, resume=self.config.resume)
             prefill(model, work.train, stop, on_progress, team, planned)
         calibrate(model, work.train, team)
         (samples,) = team.total([model.reader.counters.backbone_samples - before])
@@ -344,10 +346,10 @@ class FineTuner:
             log.warning("the cache could not hold every sample, so the backbone stays in memory and runs again")
 
     def _evaluate(self, work: Assigned, epoch: int) -> Evaluation:
-        total = len(work.loaded.eval)
+        total, own = len(work.loaded.eval), len(work.eval.of(self.team.rank))
 
         def on_progress(done: int) -> None:
-            done = min(done * self.team.size, total)
+            done = done * total // own
             self._tell(StepDone(epoch, "evaluate", done, total, None, done))
 
         return evaluate(work.loaded.model, work.eval, on_progress, self.team)

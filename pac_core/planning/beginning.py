@@ -32,9 +32,9 @@ def beginning(run: Run) -> Iterator[Phase]:
 def gathered(run: Run) -> Matrix:
     """Bytes from each device (row) to each other one (column) by which all come to the whole side network, with its
     moments, after an epoch in the stages."""
-    return spread_of(run.plan, run.found, run.slices, 0, run.tokens, trained=True).state
+    return spread_of(run.plan, run.found, run.slices, 0, run.tokens, run.owned, trained=True).state
 
 
 def seconds_of(run: Run, sent: Matrix) -> float:
     """Seconds until all of ``sent`` has arrived."""
-    return float(Spread(np.zeros_like(sent), sent, 1).arrivals(run.cluster, run.names).max())
+    return float(Spread(np.zeros_like(sent), sent, (1,) * len(sent)).arrivals(run.cluster, run.names).max())

@@ -13,7 +13,7 @@ import numpy as np
 from pac_core.contracts.cluster import Cluster, DeviceProfile, Job
 from pac_core.contracts.scheduler import Plan
 from pac_core.planning.cost import FORWARD, Costs, Crossing, Seconds, all_reduce_s, disk_s, slice_of, update_s
-from pac_core.planning.entries import Matrix, spread_of
+from pac_core.planning.entries import Matrix, Owned, spread_of
 from pac_core.planning.events import TOLD, Played, forward_only, play
 from pac_core.planning.slowness import Slowness
 from pac_core.planning.work import Work
@@ -62,6 +62,7 @@ class Run:
         found: costs of the samples, with the bytes of entries as they are kept.
         slices: for each stage its slice of the chain.
         cluster: with the rates that devices have all the time.
+        owned: which samples each device trains on from the cache.
     """
 
     plan: Plan
@@ -70,6 +71,7 @@ class Run:
     cluster: Cluster
     job: Job
     work: Work
+    owned: Owned
 
     @cached_property
     def devices(self) -> list[DeviceProfile]:
@@ -165,7 +167,14 @@ def phases(run: Run, whole: Played) -> Iterator[Phase]:
     steps = Cached(run)
     sent = replace(run.found, cached_bytes=work.travelling(run.found.cached_bytes, run.job))
     spread = spread_of(
-        run.plan, sent, run.slices, work.samples, run.tokens, trained=not work.prefill, scaled=work.scaled
+        run.plan,
+        sent,
+        run.slices,
+        work.samples,
+        run.tokens,
+        run.owned,
+        trained=not work.prefill,
+        scaled=work.scaled,
     )
     arrivals = spread.arrivals(run.cluster, run.names)
     added = steps.waited(arrivals) if work.overlaps else float(arrivals[:, -1].max())
@@ -210,29 +219,35 @@ def _sent(played: Played) -> float:
 
 
 class Cached:
-    """Steps from the cache: each device trains the whole side network on its equal share of a mini-batch, and all sum
-    their gradients.
+    """Steps from the cache: each device trains the whole side network on its share of a mini-batch, and all sum their
+    gradients.
 
     Attributes:
         count: steps of an epoch.
-        rows: of a mini-batch on a device, on average.
+        rows: of a mini-batch on each device, on average; 0 on one that is far slower than others.
     """
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.count = -(-run.work.samples // run.job.batch_size)
-        self.rows = run.work.samples / self.count / run.plan.size
+        self.rows: list[float] = (run.work.samples / self.count * run.owned.parts).tolist()
         size = run.found.gradient_bytes[-1]
         self._reduce_s = all_reduce_s(run.cluster, run.names, size)
         self._after_s = self._left(size) if run.work.sums_beside else self._reduce_s
         self._updates = np.array([update_s(device, size) for device in run.devices])
-        self._reads = np.array([disk_s(d, self.rows * run.found.cached_bytes[-1]) for d in run.devices])
-        self._computes = np.array([self._side_seconds(device).both for device in run.devices])
+        self._reads = np.array([disk_s(d, rows * run.found.cached_bytes[-1]) for d, rows in self._shares()])
+        self._computes = np.array([self._side_seconds(*share).both for share in self._shares()])
 
-    def _side_seconds(self, device: DeviceProfile) -> Seconds:
+    def _shares(self) -> Iterator[tuple[DeviceProfile, float]]:
+        """Each device with its rows."""
+        return zip(self.run.devices, self.rows, strict=True)
+
+    def _side_seconds(self, device: DeviceProfile, rows: float) -> Seconds:
         """Both passes over a device's share, a micro-batch at a time."""
-        size = min(self.run.job.micro_batch_size or self.rows, self.rows)
-        count, rest = divmod(self.rows, size)
+        if rows == 0:
+            return Seconds(0.0, 0.0)
+        size = min(self.run.job.micro_batch_size or rows, rows)
+        count, rest = divmod(rows, size)
         whole, last = self.run.found.side_seconds(device, size), self.run.found.side_seconds(device, rest)
         if rest == 0:
             return Seconds(count * whole.forward, count * whole.backward)
@@ -253,7 +268,7 @@ class Cached:
         """Seconds that sums of ``size`` bytes go on after the backward pass, if each bucket's begins once it is ready;
         a last one is of the loss."""
         run, count = self.run, max(int(size // BUCKET_BYTES), 1)
-        back = max(run.found.side_seconds(device, self.rows).backward for device in run.devices)
+        back = max(run.found.side_seconds(device, rows).backward for device, rows in self._shares() if rows)
         taken, done = all_reduce_s(run.cluster, run.names, size / count), 0.0
         for number in range(1, count + 1):
             done = max(done, back * number / count) + taken
@@ -274,7 +289,7 @@ class Cached:
         Sums of gradients have right of way: what is still to arrive comes later by as long as they take.
 
         Args:
-            arrivals: as `Spread.arrivals` gives them.
+            arrivals: as `Spread.arrivals` gives them; each step needs its part of them.
         """
         if not arrivals.any():
             return 0.0
@@ -290,20 +305,24 @@ class Cached:
         return clock - alone
 
     @property
-    def memory_bytes(self) -> int:
-        """Bytes on a device: the whole side network, and activations of a micro-batch."""
-        found, size = self.run.found, self.run.job.micro_batch_size or self.rows
-        return round(found.side_bytes[-1] + min(math.ceil(self.rows), size) * found.kept_bytes[-1])
+    def memory_bytes(self) -> dict[str, int]:
+        """Bytes on each device, by name: the whole side network, and activations of a micro-batch."""
+        found, most = self.run.found, self.run.job.micro_batch_size
+        return {
+            device.name: round(found.side_bytes[-1] + min(math.ceil(rows), most or rows) * found.kept_bytes[-1])
+            for device, rows in self._shares()
+        }
 
     def spans(self) -> Iterator[Span]:
         """A step on a clock of its own: reading counts as waiting."""
         ready = float((self._reads + self._computes).max())
-        for device, read in zip(self.run.devices, self._reads.tolist()):
-            taken = self._side_seconds(device)
+        for (device, rows), read in zip(self._shares(), self._reads.tolist()):
+            taken = self._side_seconds(device, rows)
             if read:
                 yield Span(device.name, "wait", None, 0.0, read)
-            yield Span(device.name, "forward", None, read, read + taken.forward)
-            yield Span(device.name, "backward", None, read + taken.forward, read + taken.both)
+            if rows:
+                yield Span(device.name, "forward", None, read, read + taken.forward)
+                yield Span(device.name, "backward", None, read + taken.forward, read + taken.both)
             if self._reduce_s:
                 yield Span(device.name, "reduce", None, ready, ready + self._reduce_s)
         for device, taken_s in zip(self.run.devices, self._updates.tolist()):

@@ -11,6 +11,7 @@ from pac_core.contracts.scheduler import Plan
 from pac_core.errors import BadInput
 from pac_core.planning.beginning import beginning
 from pac_core.planning.cost import costs, places, slice_of
+from pac_core.planning.entries import owned_by
 from pac_core.planning.events import Played, Transfer
 from pac_core.planning.phases import Cached, Phase, Run, phases
 from pac_core.planning.profile import quantised
@@ -131,7 +132,8 @@ def simulate(
     found = costs(profile if plan.weights == profile.weights else quantised(profile), job)
     found = replace(found, cached_bytes=work.kept(found.cached_bytes, job))
     slices = [places(profile, stage) for stage in plan.stages]
-    run = Run(plan, found, slices, work.slowness.slowed(cluster), job, work)
+    owned = owned_by(plan, cluster, job.batch_size)  # of devices as they are known: nobody knows that one is slow
+    run = Run(plan, found, slices, work.slowness.slowed(cluster), job, work, owned)
     whole = run.played(run.batch)
     cached = Cached(run) if work.cached_epochs else None
     return Timeline(
@@ -190,7 +192,7 @@ def _known(profile: Profile, layers: Mapping[str, tuple[int, int]]) -> bool:
 def _memory(run: Run, played: Played, cached: Cached | None) -> Iterator[DeviceMemory]:
     """Weights, and activations from each forward pass to its backward pass; without one, until it is over."""
     found, own = run.pass_costs, by_device(played.spans)
-    trained = cached.memory_bytes if cached else 0
+    trained = cached.memory_bytes if cached else {}
     kept_until = "forward" if run.work.prefill else "backward"
     for stage, (first, last) in zip(run.pass_plan.stages, run.slices):
         held, kept = (slice_of(sums, first, last) for sums in (found.held_bytes, found.kept_bytes))
@@ -202,4 +204,4 @@ def _memory(run: Run, played: Played, cached: Cached | None) -> Iterator[DeviceM
             for time, change in sorted(changes):
                 level += change
                 steps.append((time, round(level)))
-            yield DeviceMemory(name, run.budgets[name], round(held), tuple(steps), trained)
+            yield DeviceMemory(name, run.budgets[name], round(held), tuple(steps), trained.get(name, 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,12 +13,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pac_core.contracts.cluster import Cluster
 from pac_core.errors import BadInput
-from pac_core.files import write_tensors
+from pac_core.files import read_json, write_json, write_tensors
+from pac_core.shares import evened
 
 STATE_NAME = "state.safetensors"
 BEST_NAME = "best.safetensors"
 FILL_NAME = "fill.json"
+SHARES_NAME = "shares.json"
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,22 @@ def load_checkpoint(
             state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return Progress.of(meta["progress"])
+
+
+def noted_shares(path: Path, devices: Cluster, resume: bool) -> list[float]:
+    """How much each device works on, by rank: as much as it is fast, noted in ``path``.
+
+    On ``resume`` as much as the stopped run has noted, if it had the same devices: speeds are measured anew each time,
+    and who works on a sample decides which dropout it meets.
+    """
+    now = dict(zip((d.name for d in devices.devices), evened([d.flops for d in devices.devices])))
+    if resume and path.exists():
+        with contextlib.suppress(BadInput, TypeError, ValueError):  # a damaged note costs the last bits only
+            noted: Any = read_json(path, "the shares of a stopped run")
+            if isinstance(noted, dict) and noted.keys() == now.keys():
+                return [float(noted[name]) for name in now]
+    write_json(path, now)
+    return list(now.values())
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -42,14 +42,15 @@ def prefill(
     stop: StopFlag,
     on_progress: Callable[[int, int], None],
     team: Team = ALONE,
-    planned: Sequence[int] = (),
+    planned: Callable[[Sequence[int]], Sequence[int]] = lambda todo: (),
 ) -> None:
     """Put the entries of all samples into the caches of the devices that work on them: those that another device has
     are brought, the backbone runs for the rest, sorted by length, in large batches.
 
     Args:
         on_progress: told of samples done, and to do, of this device's part.
-        planned: at the leader, samples that a stopped fill had set out for; see `pac_core.taps.TapReader.fill`.
+        planned: asked at the leader which samples a stopped fill had set out for, given those that nobody has; see
+            `pac_core.taps.TapReader.fill`.
 
     Raises:
         PeerLost: another device is gone; what was filled is flushed.
@@ -60,7 +61,7 @@ def prefill(
     assert cache is not None
     total = len(data.examples)
     nobody = (~team.held(model.reader.missing(data.examples), total).any(0)).nonzero()[:, 0].tolist()
-    given, _ = team.from_leader({"planned": list(planned)}, {})
+    given, _ = team.from_leader({"planned": list(planned(nobody)) if team.leads else []}, {})
     chosen = {*given["planned"], *nobody}
     own = [data.examples[i] for i in data.of(team.rank) if i in chosen]
     missing = len(model.reader.missing(own))

@@ -41,11 +41,16 @@ class Assigned:
 
 
 def hand_out(
-    transport: Transport, loaded: Loaded, plan: Plan | None, machines: Sequence[DeviceProfile] | None = None
+    transport: Transport,
+    loaded: Loaded,
+    plan: Plan | None,
+    shares: Sequence[float],
+    machines: Sequence[DeviceProfile] | None = None,
 ) -> None:
     """Tell every other device what `take` returns there.
 
     Args:
+        shares: of each device, by rank; see `pac_core.shares`.
         machines: all devices, by rank, where they are other machines: each is sent what it is to hold of the backbone
             and does not have. None for processes of this machine.
 
@@ -62,6 +67,7 @@ def hand_out(
         "task": asdict(model.task),
         "plan": None if plan is None else plan.to_json(),
         "devices": [] if plan is None else list(plan.devices),
+        "shares": list(shares),
         "streams": machines is not None,
         "messages": [-(-len(examples) // EXAMPLES_A_MESSAGE) for examples in data],
     }
@@ -95,9 +101,9 @@ def slices_of(plan: Plan | None, rank: int, model: PacModel) -> tuple[Slices | N
 
 def take(
     transport: Transport, config: RunConfig, registry: Registry, leader: int = 0
-) -> tuple[Loaded, RankedPlan | None]:
-    """What the leader hands out, with this device's own backbone, side network and cache; and the plan, if there is
-    one: then the backbone holds no layers yet.
+) -> tuple[Loaded, RankedPlan | None, list[float]]:
+    """What the leader hands out, with this device's own backbone, side network and cache; the plan, if there is one:
+    then the backbone holds no layers yet; and the shares of all devices.
 
     Raises:
         PeerLost: the leader is gone.
@@ -119,7 +125,8 @@ def take(
         open_layers = opener(config.model, backbone.info, registry)
     if backbone.info.fingerprint != job["fingerprint"]:
         raise RunFailed(f"{config.model}: the weights here are not those that the leader has; copy the model again")
-    return Loaded(attach(_unpruned(config), backbone, task, registry), train, evaluation, open_layers, None), plan
+    loaded = Loaded(attach(_unpruned(config), backbone, task, registry), train, evaluation, open_layers, None)
+    return loaded, plan, job["shares"]
 
 
 def _unpruned(config: RunConfig) -> RunConfig:

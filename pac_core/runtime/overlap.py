@@ -16,7 +16,7 @@ BUCKET_BYTES = 1 << 20
 class Overlap:
     """Sums the gradients of parameters in buckets, in the order in which a backward pass finishes them.
 
-    That order is seen in the first step, which is summed as a whole, and is the leader's on all devices. From then on a
+    That order is seen in the first step, which is summed as a whole, and is one device's on all devices. From then on a
     thread sums each bucket once all before it and all of its own gradients are ready. What no backward pass reached,
     as on a device that has no rows of a batch, follows in `finish`.
 
@@ -25,17 +25,17 @@ class Overlap:
     Args:
         parameters: all that train, alike on all devices, with gradients that stay where they are.
         add_up: sums a vector over all devices in place.
-        from_leader: replaces a vector by the leader's.
+        agree: replaces a vector by that of a device which has rows of every batch, the same on all devices.
     """
 
     def __init__(
         self,
         parameters: Sequence[nn.Parameter],
         add_up: Callable[[Tensor], None],
-        from_leader: Callable[[Tensor], None],
+        agree: Callable[[Tensor], None],
     ) -> None:
         self._parameters = list(parameters)
-        self._add_up, self._from_leader = add_up, from_leader
+        self._add_up, self._agree = add_up, agree
         self._seen: list[int] = []
         self._buckets: list[list[int]] = []
         self._bucket_of: list[int] = []
@@ -86,7 +86,7 @@ class Overlap:
         """Agree on the buckets."""
         unseen = set(range(len(self._parameters))) - set(self._seen)
         order = torch.tensor([*dict.fromkeys(self._seen), *sorted(unseen)])
-        self._from_leader(order)
+        self._agree(order)
         self._bucket_of = [0] * len(self._parameters)
         filled = BUCKET_BYTES
         for index in order.tolist():

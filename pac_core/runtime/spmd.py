@@ -9,9 +9,11 @@ import platform
 import signal
 import threading
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -162,6 +164,7 @@ class Spmd:
             return
         others = [transport.irecv(rank, tag).wait().header for rank in range(1, transport.size)]
         profiles = [own, *(DeviceProfile(**header) for header in others)]
+        profiles = [replace(profile, flops=_of_node(profiles, profile)) for profile in profiles]
         pairs = combinations([profile.name for profile in profiles], 2)
         near = [(one, other) for one, other in pairs if _node(one) == _node(other)]
         self._cluster = Cluster(tuple(profiles), dict.fromkeys(near, NEAR), default=FAR)
@@ -178,6 +181,11 @@ def command_digest(config: RunConfig) -> str:
     settings = {name: value for name, value in config.plain().items() if name not in OWN_AFFAIR}
     settings["cache.dtype"] = config.cache.dtype
     return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=4).hexdigest()
+
+
+def _of_node(profiles: Sequence[DeviceProfile], one: DeviceProfile) -> float:
+    """Speed of a process of the same machine, on average: they are alike, but have measured beside each other."""
+    return fmean(profile.flops for profile in profiles if _node(profile.name) == _node(one.name))
 
 
 def _node(name: str) -> str:

@@ -41,12 +41,14 @@ class Team:
     Attributes:
         rank: number of this device; 0 leads: it alone writes files and tells of progress.
         size: number of devices.
+        shares: how much each device works on of what all share out, by rank, in any unit.
         bytes_sent: tensors that all devices together have sent to each other.
         transport: connects the devices; None where there is one.
     """
 
     rank = 0
     size = 1
+    shares: Sequence[float] = (1.0,)
     bytes_sent = 0
     transport: Metered | None = None
 
@@ -67,7 +69,7 @@ class Team:
 
     def share_out(self, examples: Sequence[Example], batch_size: int, seed: int) -> Dataset:
         """Who works on which samples: the same on all devices."""
-        return share_out(examples, batch_size, seed, [1.0] * self.size)
+        return share_out(examples, batch_size, seed, self.shares)
 
     def held(self, missing: Sequence[int], total: int) -> Tensor:
         """(devices, samples) bool: which of ``total`` samples each device has whole in its cache.
@@ -146,12 +148,17 @@ class Replicas(Team):
     """Devices that are connected, each with the whole side network, and a cache of its own or one with others.
 
     Every device calls the same methods in the same order.
+
+    Args:
+        transport: connects them.
+        shares: of each device by rank, the same on all of them; see `pac_core.shares`.
     """
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, shares: Sequence[float]) -> None:
         self.transport: Metered = Metered(transport)
         self.rank = transport.rank
         self.size = transport.size
+        self.shares = tuple(shares)
         self._others = [rank for rank in range(self.size) if rank != self.rank]
         self._stops = False
         self._meetings = 0
@@ -221,7 +228,7 @@ class Replicas(Team):
             return
         if self._overlap is None:
             trained = [p for p in model.parameters() if p.requires_grad]
-            broadcast = partial(self.transport.broadcast, root=0, timeout=PATIENCE)
+            broadcast = partial(self.transport.broadcast, root=self.shares.index(max(self.shares)), timeout=PATIENCE)
             self._overlap = Overlap(trained, self._add_up, broadcast)
         self._overlap.begin()
 

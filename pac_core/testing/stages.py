@@ -235,7 +235,7 @@ def on_a_device(
     united_optimizer = make_optimizer(united, OPTIMIZER)
     gathered = {} if optimizer is None else moments(mine, optimizer)
     set_moments(united, united_optimizer, spread_state(transport, plan, gathered))
-    losses += _cached_steps(united, united_optimizer, case, owners, Replicas(transport))
+    losses += _cached_steps(united, united_optimizer, case, owners, Replicas(transport, [1.0] * transport.size))
     assert united.reader.counters.backbone_samples == 0
     return Outcome(losses, found, _weights(united))
 

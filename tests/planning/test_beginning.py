@@ -1,5 +1,6 @@
 """What goes before the first epoch, who sends which entries after it, and sums beside a backward pass."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -8,9 +9,10 @@ from pac_core.batches import epoch_batches, share_out
 from pac_core.contracts.cluster import Cluster, Link, Profile
 from pac_core.contracts.scheduler import Plan, StagePlan
 from pac_core.planning.cost import costs, places
-from pac_core.planning.entries import spread_of
+from pac_core.planning.entries import owned_by, spread_of
 from pac_core.planning.simulate import Timeline, Work, simulate
 from pac_core.runtime.routes import share_of
+from pac_core.shares import evened
 from pac_core.testing.scheduler import JOB, LAYER, MIB, a_cluster
 
 SLOW = Link(8e6, 0.0)
@@ -47,11 +49,12 @@ def test_devices_that_run_their_own_samples_send_no_entries() -> None:
     assert simulated(ALIKE, Work(16, 2)).phases[1].bytes_sent == 0
 
 
+@pytest.mark.parametrize("speeds", [(1.0, 1.0, 1.0, 1.0), (1.0, 3.0, 0.5, 0.01)], ids=["equal", "unequal"])
 @pytest.mark.parametrize("plan", [PIPELINE, ALIKE, HYBRID], ids=["pipeline", "alike", "hybrid"])
-def test_entries_go_from_those_who_run_a_sample_to_its_owner(plan: Plan) -> None:
+def test_entries_go_from_those_who_run_a_sample_to_its_owner(plan: Plan, speeds: Sequence[float]) -> None:
     """Against the runtime's own batches and routes."""
-    batch, samples = plan.micro_batches * plan.micro_batch_size, 64
-    data = share_out([()] * samples, batch, 0, [1.0] * plan.size)  # type: ignore[list-item]
+    batch, samples, there = plan.micro_batches * plan.micro_batch_size, 64, a_cluster(*speeds[: plan.size])
+    data = share_out([()] * samples, batch, 0, evened(speeds[: plan.size]))  # type: ignore[list-item]
     found = costs(PROFILE, replace(JOB, batch_size=batch))
     slices = [places(PROFILE, stage) for stage in plan.stages]
     each = [found.cached_bytes[last] - found.cached_bytes[first] for first, last in slices]
@@ -63,7 +66,15 @@ def test_entries_go_from_those_who_run_a_sample_to_its_owner(plan: Plan) -> None
                 owner = int(data.owners[sample])
                 if first <= row % plan.micro_batch_size < last and owner != rank:
                     sent[rank][owner] += each[plan.place(rank)[0]]
-    predicted = spread_of(plan, found, slices, samples, JOB.mean_length, trained=True)
+    predicted = spread_of(
+        plan,
+        found,
+        slices,
+        samples,
+        JOB.mean_length,
+        owned_by(plan, there, batch),
+        trained=True,
+    )
     assert predicted.messages.tolist() == [pytest.approx(row) for row in sent]
 
 

@@ -13,6 +13,7 @@ from pac_core.contracts.cluster import Cluster, DeviceProfile, Job, Link, Pace, 
 from pac_core.contracts.scheduler import Plan, StagePlan
 from pac_core.errors import BadInput
 from pac_core.planning.cost import all_reduce_s, costs
+from pac_core.planning.entries import owned_by
 from pac_core.planning.phases import Cached, Run, backbone_alone
 from pac_core.planning.simulate import Timeline, Work, simulate
 from pac_core.planning.slowness import Slowness
@@ -171,7 +172,7 @@ def test_training_waits_for_what_it_needs_alone() -> None:
     plan = Plan((StagePlan({"one": (0, 4)}, ("d0", "d1"), (3, 3)),), 4)
     alone = Profile({"one": (LAYER,) * 4}, {})  # no gradients to sum
     job = job_of(plan)
-    made = Run(plan, costs(alone, job), [(0, 4)], cluster(2), job, Work(6 * 24, 2))
+    made = Run(plan, costs(alone, job), [(0, 4)], cluster(2), job, Work(6 * 24, 2), owned_by(plan, cluster(2), 24))
     steps, second = Cached(made), Cached(made).step_s
     assert steps.count == 6
     assert steps.waited(second * np.array([[10, 20, 30], [1, 2, 3]])) == pytest.approx((32 - 6) * second)
@@ -180,7 +181,8 @@ def test_training_waits_for_what_it_needs_alone() -> None:
 
 
 def test_sums_of_gradients_have_right_of_way() -> None:
-    made = Run(TWO_AND_ONE, costs(PROFILE, JOB), [(0, 2), (2, 4)], cluster(3), job_of(TWO_AND_ONE), Work(6 * 24, 2))
+    plan, job, work = TWO_AND_ONE, job_of(TWO_AND_ONE), Work(6 * 24, 2)
+    made = Run(plan, costs(PROFILE, JOB), [(0, 2), (2, 4)], cluster(3), job, work, owned_by(plan, cluster(3), 24))
     steps, ring = Cached(made), all_reduce_s(cluster(3), ["d0", "d1", "d2"], 4 * MIB)
     arrivals = 100 * steps.step_s * np.array([[1, 2, 3]] * 3)
     assert steps.waited(arrivals) == pytest.approx(300 * steps.step_s + 4 * ring - 4 * steps.step_s)
@@ -223,6 +225,61 @@ def test_what_was_measured_of_writing_entries_counts_in_each_forward_pass() -> N
     assert run(Work(24, caches=False), write_bytes_per_s=1e6).step_s == plain.step_s
     halved = run(Work(24, entries="bfloat16"), write_bytes_per_s=1e6)
     assert halved.spans[0].seconds == pytest.approx((plain.spans[0].seconds + found.spans[0].seconds) / 2)
+
+
+# devices of different speeds
+
+
+def mixed(*speeds: float) -> Cluster:
+    return Cluster(tuple(DeviceProfile(f"d{i}", 1e9 * speed, 1 << 40) for i, speed in enumerate(speeds)), default=FREE)
+
+
+ALIKE = Plan((StagePlan({"one": (0, 4)}, ("d0", "d1", "d2"), (2, 2, 2)),), 4)
+
+
+def test_a_step_from_the_cache_goes_by_the_speeds_of_its_devices() -> None:
+    """Rows by name, whatever the order of the plan; the slowest has none."""
+    plan = replace(ALIKE, stages=(replace(ALIKE.stages[0], devices=("d2", "d0", "d1")),))
+    there, job, found = mixed(1.0, 5.0, 0.01), job_of(plan), costs(PROFILE, job_of(plan))
+    steps = Cached(Run(plan, found, [(0, 4)], there, job, Work(48, 2), owned_by(plan, there, 24)))
+    assert dict(zip(steps.run.names, steps.rows)) == {"d2": 0.0, "d0": 4.0, "d1": 20.0}
+    assert sum(steps.rows) == 24
+    slow, fast = found.side_seconds(there.devices[0], 4).both, found.side_seconds(there.devices[1], 20).both
+    assert steps.step_s == pytest.approx(max(slow, fast))
+    assert steps.step_s < found.side_seconds(there.devices[0], 8).both < found.side_seconds(there.devices[2], 8).both
+    assert {span.device for span in steps.spans() if span.kind in ("forward", "backward")} == {"d0", "d1"}
+    own = {memory.device: memory.cached for memory in simulate(plan, PROFILE, there, job, Work(48, 2)).memory}
+    side = 4 * LAYER.side_bytes
+    assert own["d2"] == side
+    assert own["d0"] == side + 4 * 64 * 4 * LAYER.kept_bytes
+
+
+@given(
+    speeds=st.lists(st.sampled_from([0.01, 0.3, 1.0, 1.1, 4.0]), min_size=3, max_size=3),
+    work=WORKS,
+    micro=st.none() | st.integers(1, 5),
+)
+@settings(deadline=None, max_examples=40)
+def test_shares_by_speed_are_as_quick_as_equal_ones_at_least(
+    speeds: list[float], work: Work, micro: int | None
+) -> None:
+    there, job = mixed(*speeds), replace(job_of(ALIKE), micro_batch_size=micro)
+    equal = replace(owned_by(ALIKE, there, 24), parts=np.full(3, 1 / 3))
+    one, other = (
+        Cached(Run(ALIKE, costs(PROFILE, job), [(0, 4)], there, job, replace(work, slowness=Slowness()), owned))
+        for owned in (owned_by(ALIKE, there, 24), equal)
+    )
+    assert sum(one.rows) == pytest.approx(work.samples / one.count)
+    assert one.step_s <= other.step_s * 1.1  # alike devices have equal shares
+    assert max(speeds) < 1.2 * min(speeds) or one.step_s < other.step_s
+    spread = simulate(ALIKE, PROFILE, there, job, work).phases[1]
+    assert spread.seconds >= 0
+
+
+def test_a_device_that_turns_out_slow_has_the_share_of_what_it_was_taken_for() -> None:
+    slowness = Slowness({"d1": 4.0})
+    known, unknown = run(Work(48, 2), FREE), run(Work(48, 2, slowness=slowness), FREE)
+    assert unknown.cached_step_s == pytest.approx(4 * known.cached_step_s)
 
 
 # slow devices

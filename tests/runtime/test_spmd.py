@@ -4,12 +4,14 @@ from typing import Any
 
 import pytest
 
-from pac_core.contracts.transport import CLOSED
+from pac_core.contracts.cluster import DeviceProfile
+from pac_core.contracts.transport import CLOSED, Transport
 from pac_core.errors import BadInput, Followed, PeerLost
 from pac_core.launch import Launch, leads_here
 from pac_core.registry import Registry
 from pac_core.runtime.crew import has_stages
 from pac_core.runtime.spmd import Spmd, as_launched, command_digest
+from pac_core.testing.threads import in_threads
 
 
 class Losing:
@@ -55,6 +57,18 @@ def test_a_single_process_has_no_transport(launched: Any, config: Any) -> None:
     found = as_launched(config(transport="torch"), Registry())
     assert (found.devices, found.transport) == ("1", None)
     assert as_launched(config(devices=2), Registry()).devices == "2"
+
+
+def test_processes_of_a_machine_are_alike_whatever_they_have_measured(config: Any, monkeypatch: Any) -> None:
+    profiles = [DeviceProfile(name, speed, 1) for name, speed in (("a/0", 4e9), ("a/1", 8e9), ("b/2", 1e9))]
+    monkeypatch.setattr(Spmd, "_profile", lambda crew: profiles[crew._launch.rank])
+
+    def device(transport: Transport) -> list[float]:
+        crew = Spmd(config(transport="torch"), Launch(rank=transport.rank, size=3, here=2), Registry())
+        crew._introduce(transport)
+        return [each.flops for each in crew.devices.devices]
+
+    assert in_threads(3, device)[0] == [6e9, 6e9, 1e9]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_one_job_after_another_with_the_result_of_processes_here(
 ) -> None:
     """The second is stopped with Ctrl-C at the leader, the third goes on from there."""
     here = run(**GIVEN, devices=2, output=tmp_path / "here", cache__dir=tmp_path / "here-cache")
-    hand, cluster = home.hand(), str(home.file(devices=[{"name": "kitchen"}, {"name": "desk", "threads": 1}]))
+    hand, cluster = home.hand(), str(home.file(devices=[{"name": "kitchen", "speed": 9}, {"name": "desk", "speed": 9}]))
     whole = run(**GIVEN, devices=cluster, output=tmp_path / "whole", cache__dir=tmp_path / "whole-cache")
     for name, expected in weights(here).items():
         torch.testing.assert_close(weights(whole)[name], expected, rtol=1e-4, atol=1e-5, msg=name)
