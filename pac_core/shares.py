@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 ALIKE = 0.75
-"""Part of the fastest device's speed from which on one counts as equally fast. A machine that has other things to do as
-well measures its own speed about that far off. By equal shares two devices so alike lose less than a sixth of a step."""
+"""Part of the fastest device's speed from which on one counts as equally fast. A machine that has other things to do
+measures its own speed about that far off. By equal shares two devices so alike lose less than a sixth of a step."""
 
 
 def evened(speeds: Sequence[float]) -> list[float]:
