@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("repeatable", derandomize=True)
+if "PAC_RANDOM_PLANS" not in os.environ:  # the long run draws other examples each time
+    settings.load_profile("repeatable")
 
 PROCESSES = (
     *("emulated/", "planning/test_measure", "plugins/transports/", "runtime/cluster/", "runtime/test_devices"),

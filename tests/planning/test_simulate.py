@@ -117,12 +117,6 @@ def test_nobody_sends_or_receives_two_messages_at_once(plan: Plan, shared: bool)
 
 @given(plans())
 @settings(deadline=None)
-def test_a_shared_medium_is_never_faster(plan: Plan) -> None:
-    assert played(plan, shared=True).step_s >= played(plan).step_s - 1e-9
-
-
-@given(plans())
-@settings(deadline=None)
 def test_memory_peaks_where_the_schedule_says_and_falls_back_to_the_weights(plan: Plan) -> None:
     job = replace(JOB, batch_size=plan.micro_batches * plan.micro_batch_size)
     found = {memory.device: memory for memory in played(plan).memory}

@@ -2,12 +2,14 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pac_core.cli.app import run
+from pac_core.worker import IDLE_SECONDS
 
 
 @pytest.fixture
@@ -53,6 +55,7 @@ def test_devices_of_a_cluster(pac: Any, home: Any) -> None:
     assert "garage: it did not come in 5 s" in out
     assert "MB/s" in out
     assert "worker 'stove': 1 threads" in kitchen.printed
+    time.sleep(2 * IDLE_SECONDS)  # until the worker has seen the leader go
     assert kitchen.interrupt() < 5
     assert (kitchen.process.returncode, kitchen.printed.splitlines()[-1]) == (130, "stopped")
     assert "has been told" not in kitchen.printed  # there is no leader any more
