@@ -89,14 +89,17 @@ def over(config: Any, tmp_path: Path, monkeypatch: Any) -> Callable[..., RunResu
     monkeypatch.setattr(job, "attach", one_at_a_time)
 
     def run(rows: Any, devices: Cluster, **changes: Any) -> RunResult:
+        size = len(devices.devices)
+        own = [{"cache__dir": tmp_path / f"{rank}", "devices": size} for rank in range(size)]
+        configs = [config(rows, **{**EXACT, **changes, **one}) for one in own]  # each writes the rows anew
+
         def device(transport: Transport) -> RunResult:
-            own = {"cache__dir": tmp_path / f"{transport.rank}", "devices": len(devices.devices)}
-            tuner = FineTuner(config(rows, **{**EXACT, **changes, **own}))
+            tuner = FineTuner(configs[transport.rank])
             if transport.rank:
                 return tuner.take_part(transport)
             return tuner.lead(lambda: transport, devices)
 
-        return in_threads(len(devices.devices), device)[0]
+        return in_threads(size, device)[0]
 
     return run
 
