@@ -80,7 +80,7 @@ def profile(
         emit(found.to_json())
     else:
         _print(found)
-    say(f"saved to {output}; try: pac plan --profile {output}")
+    say(f"saved to {output}; try: pac plan --model {model} --profile {output}")
 
 
 def _print(found: ProfileFile) -> None:

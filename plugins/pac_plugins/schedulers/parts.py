@@ -44,3 +44,8 @@ def split_rows(rows: int, speeds: Sequence[float]) -> tuple[int, ...]:
 def micro_batches(job: Job, size: int) -> int:
     """Micro-batches of ``size`` rows in a batch."""
     return -(-job.batch_size // size)
+
+
+def rows_of(job: Job) -> int:
+    """Rows of a micro-batch, where a whole batch is one unless the job says otherwise."""
+    return min(job.micro_batch_size or job.batch_size, job.batch_size)

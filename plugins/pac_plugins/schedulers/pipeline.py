@@ -7,6 +7,7 @@ from pac_core.contracts.scheduler import Plan, Scheduler, StagePlan
 from pac_core.errors import BadInput
 from pac_core.planning.cost import Costs, costs
 from pac_core.planning.memory import lack
+from pac_core.planning.nearest import nearest_change
 from pac_plugins.schedulers.parts import micro_batches, slices
 
 FILLING = 4
@@ -21,7 +22,7 @@ class PipelineScheduler(Scheduler):
 
     def plan(self, profile: Profile, cluster: Cluster, job: Job) -> Plan:
         devices = cluster.devices
-        size = min(job.micro_batch_size or max(job.batch_size // (FILLING * len(devices)), 1), job.batch_size)
+        size = _size(cluster, job)
         found = costs(profile, job)
         if len(found.cuts) <= len(devices):
             raise BadInput(
@@ -35,7 +36,18 @@ class PipelineScheduler(Scheduler):
             if ends is not None:
                 stages = _stages(profile, cluster, size, ends)
                 return Plan(stages, count, scheduler="pipeline", in_flight=None if limit == most else limit)
-        raise BadInput(_what_is_missing(found, cluster, size))
+        name, missing = _what_is_missing(found, cluster, size)
+        change = nearest_change(cluster, job, name, lambda other, work: _fits(found, other, work))
+        raise BadInput(f"the model does not fit: {missing}; {change}")
+
+
+def _size(cluster: Cluster, job: Job) -> int:
+    """Rows of a micro-batch."""
+    return min(job.micro_batch_size or max(job.batch_size // (FILLING * len(cluster.devices)), 1), job.batch_size)
+
+
+def _fits(found: Costs, cluster: Cluster, job: Job) -> bool:
+    return _best(found, cluster, _size(cluster, job), 1) is not None
 
 
 def _stages(profile: Profile, cluster: Cluster, size: int, ends: list[int]) -> tuple[StagePlan, ...]:
@@ -69,9 +81,9 @@ def _best(found: Costs, cluster: Cluster, size: int, limit: int | None) -> list[
     return best[found.layers][1] if found.layers in best else None
 
 
-def _what_is_missing(found: Costs, cluster: Cluster, size: int) -> str:
-    """The stage that lacks most, with one micro-batch in flight, if memory did not count."""
+def _what_is_missing(found: Costs, cluster: Cluster, size: int) -> tuple[str, str]:
+    """The device of the stage that lacks most, with one micro-batch in flight, if memory did not count; and what."""
     ends = _best(found, cluster, size, None) or []
     needed = [round(found.bytes(first, last, size, 1)) for first, last in zip([0, *ends], ends)]
     worst = max(range(len(needed)), key=lambda i: needed[i] - cluster.devices[i].memory_bytes)
-    return f"the model does not fit: {lack(cluster.devices[worst], worst, needed[worst])}; use more devices"
+    return cluster.devices[worst].name, lack(cluster.devices[worst], worst, needed[worst])

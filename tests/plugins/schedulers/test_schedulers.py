@@ -1,7 +1,9 @@
 """The bundled schedulers: the suite, and what each is for."""
 
+import re
 from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
@@ -121,3 +123,19 @@ def test_plans_are_made_by_name() -> None:
     assert (len(made.stages), made.scheduler) == (2, "pipeline")
     with pytest.raises(UnknownPlugin, match="did you mean 'pipeline'"):
         plan(a_profile(STREAMS["one"]), a_cluster(1.0), JOB, "pipline")
+
+
+@pytest.mark.parametrize("make", [make_single, make_data_parallel, make_pipeline])
+def test_the_change_that_is_told_is_one_with_which_it_fits(make: Any) -> None:
+    profile, job = a_profile(STREAMS["one"]), replace(JOB, micro_batch_size=8)
+    cluster = a_cluster(1.0, memory_bytes=60 * MIB)
+    with pytest.raises(BadInput, match=r"are missing; .* would fit") as refused:
+        make().plan(profile, cluster, replace(job, micro_batch_size=1))
+    (more,) = re.findall(r"; ([\d,]+) MiB more on 'd0' would fit", str(refused.value))
+    room = (60 + int(more.replace(",", ""))) * MIB
+    alone = replace(job, micro_batch_size=1)
+    assert make().plan(profile, a_cluster(1.0, memory_bytes=room), alone).size == 1
+    with pytest.raises(BadInput):
+        make().plan(profile, a_cluster(1.0, memory_bytes=room - MIB), alone)
+    with pytest.raises(BadInput, match=r"; a micro-batch of \d+ rows? would fit"):
+        make().plan(profile, a_cluster(1.0, memory_bytes=room), replace(job, micro_batch_size=24))
