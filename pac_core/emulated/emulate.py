@@ -23,6 +23,7 @@ from pac_core.planning.profile import analytic_profile, quantised
 from pac_core.registry import Registry
 from pac_core.runtime.load import Loaded
 from pac_core.runtime.planned import job_of
+from pac_core.shares import columns_each, evened
 
 log = logging.getLogger("pac")
 
@@ -114,6 +115,7 @@ def _stages(plan: Plan | None, profile: Profile, cluster: Cluster, job: Job) -> 
     if plan is not None:
         return plan.stages
     names = tuple(device.name for device in cluster.devices)
-    rows = -(-(job.micro_batch_size or job.batch_size) // len(names))
+    owned = columns_each(evened([device.flops for device in cluster.devices]), job.batch_size).tolist()
+    rows = tuple(max(min(own, job.micro_batch_size or own), 1) for own in owned)
     whole = {stream: (0, len(layers)) for stream, layers in profile.layers.items()}
-    return [StagePlan(whole, names, (rows,) * len(names))]
+    return [StagePlan(whole, names, rows)]

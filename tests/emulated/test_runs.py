@@ -1,6 +1,7 @@
 """Runs of emulated devices: they take as long, and send as much, as is predicted, and leave no adapter."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ from pac_core.config import RunConfig
 from pac_core.contracts.cluster import Cluster, Job, Link
 from pac_core.contracts.scheduler import Plan, StagePlan
 from pac_core.contracts.transport import Transport
+from pac_core.emulated.emulate import check_memory
 from pac_core.errors import BadInput
 from pac_core.finetune import FineTuner
 from pac_core.planning.cards import card
+from pac_core.planning.memory import stage_bytes
 from pac_core.planning.profile import analytic_profile
 from pac_core.planning.simulate import Timeline, simulate
 from pac_core.planning.work import Work
 from pac_core.registry import Registry
+from pac_core.testing.scheduler import JOB, STREAMS, a_cluster, a_profile
 from pac_core.testing.threads import in_threads
 from pac_core.weights import describe
 
@@ -97,6 +101,15 @@ def test_a_plan_that_a_card_has_no_room_for_is_refused(given: Any, tmp_path: Pat
     monkeypatch.setitem(cards.CARDS, "jetson-nano", type(small)(**{**vars(small), "usable_bytes": 100_000_000}))
     with pytest.raises(BadInput, match=r"stage 1: [\d,]+ bytes are needed and 100,000,000 there are"):
         FineTuner(RunConfig.build(given(cache={"dir": str(tmp_path / "cache")}))).run()
+
+
+def test_the_larger_share_of_a_faster_device_has_to_fit() -> None:
+    profile, job = a_profile(STREAMS["one"]), replace(JOB, batch_size=24, micro_batch_size=None)
+    whole = {stream: (0, len(layers)) for stream, layers in profile.layers.items()}
+    room = stage_bytes(profile, whole, job, 18, 1)
+    check_memory(None, profile, a_cluster(3.0, 1.0, memory_bytes=room), job)
+    with pytest.raises(BadInput, match=f"device d0, stage 1: {room:,} bytes are needed and {room - 1:,} there are"):
+        check_memory(None, profile, a_cluster(3.0, 1.0, memory_bytes=room - 1), job)
 
 
 def test_times_of_an_emulated_run_do_not_replace_those_of_an_adapter(tmp_path: Path) -> None:

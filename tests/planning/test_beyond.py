@@ -62,7 +62,6 @@ def test_a_planner_that_is_not_there_has_no_row_of_its_own() -> None:
     assert set(WAYS) - set(found().hours[4]) == {HETERO}
 
 
-@pytest.mark.skipif(HETERO not in Registry().names("schedulers"), reason="pac-hetero is not installed")
 def test_a_better_planner_is_not_slower(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SHAPES", {"t5-large": SHAPES["t5-large"]})
     monkeypatch.setattr(module, "DEVICES", (4,))

@@ -64,10 +64,10 @@ class HeteroScheduler(Scheduler):
     """
 
     def plan(self, profile: Profile, cluster: Cluster, job: Job) -> Plan:
-        smaller = quantised(profile)
         try:
             return self._fastest(profile, cluster, job)
         except BadInput:
+            smaller = quantised(profile)
             if smaller == profile:
                 raise
         return replace(self._fastest(smaller, cluster, job), weights="int8")
