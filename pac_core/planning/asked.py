@@ -13,6 +13,7 @@ from pac_core.cluster import Cluster as ClusterFile
 from pac_core.config import RunConfig
 from pac_core.contracts.backbone import DECODER
 from pac_core.contracts.cluster import Cluster, Job, Profile
+from pac_core.contracts.scheduler import Plan
 from pac_core.errors import BadInput
 from pac_core.examples import Task
 from pac_core.planning.cluster_file import NO_MEASURES, cluster_to_plan
@@ -95,8 +96,8 @@ def answer(asked: Question, registry: Registry) -> Answer:
     job = _job(asked, None if measured is None else measured.job)
     work = _work(asked)
 
-    def proposal(there: Cluster) -> Proposal:
-        return propose(profile, there, job, work, registry, asked.config.scheduler)
+    def proposal(there: Cluster, before: Plan | None = None) -> Proposal:
+        return propose(profile, there, job, work, registry, asked.config.scheduler, before)
 
     if asked.change.empty:
         return Answer(proposal(cluster))
@@ -105,7 +106,7 @@ def answer(asked: Question, registry: Registry) -> Answer:
         found, reason = proposal(cluster), ""
     except BadInput as error:
         found, reason = None, str(error)
-    return Answer(found, reason, proposal(then))
+    return Answer(found, reason, proposal(then, None if found is None else found.chosen.plan))
 
 
 def _cluster(asked: Question, file: ClusterFile, measured: Cluster) -> Cluster:

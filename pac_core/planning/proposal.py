@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pac_core.contracts.cluster import Cluster, Job, Profile
+from pac_core.contracts.scheduler import Plan
 from pac_core.errors import PacError
 from pac_core.planning.make import plan
 from pac_core.planning.simulate import Timeline, simulate
@@ -15,6 +16,9 @@ from pac_core.registry import Registry
 
 PREFERRED = ("pac-hetero", "pac")
 """Schedulers that come first among those whose runs take equally long; their reason is told where nothing fits."""
+
+UNCHANGED = "as before"
+"""Stands for a scheduler where a plan is kept that there was before a change."""
 
 SLOW = {"exhaustive": 3}
 """Schedulers that try everything, and the devices up to which they are quick enough to be asked as well."""
@@ -125,22 +129,31 @@ def quickest(candidates: Sequence[Candidate], cluster: Cluster) -> Candidate:
 
 
 def propose(
-    profile: Profile, cluster: Cluster, job: Job, work: Work, registry: Registry, scheduler: str | None = None
+    profile: Profile,
+    cluster: Cluster,
+    job: Job,
+    work: Work,
+    registry: Registry,
+    scheduler: str | None = None,
+    before: Plan | None = None,
 ) -> Proposal:
     """Plan with one scheduler, and ask all others what they would do.
 
     Args:
         scheduler: by name; that of the `quickest` run if None, since each looks at mini-batches in the stages alone.
+        before: a plan that there is, which stays if it makes the quicker run; it counts if its devices are there.
 
     Raises:
         UnknownPlugin: there is no such scheduler.
         BadInput: it has no plan, or none has; the text says why.
     """
 
-    def ask(one: str) -> Candidate:
-        made = plan(profile, cluster, job, one, registry)
+    def played(name: str, made: Plan) -> Candidate:
         step = simulate(made, profile, cluster, job).step_s
-        return Candidate(one, simulate(made, profile, cluster, job, work), step)
+        return Candidate(name, simulate(made, profile, cluster, job, work), step)
+
+    def ask(one: str) -> Candidate:
+        return played(one, plan(profile, cluster, job, one, registry))
 
     def tried(one: str) -> Candidate:
         try:
@@ -150,9 +163,11 @@ def propose(
 
     known = sorted(registry.names("schedulers"), key=lambda one: (*(one != name for name in PREFERRED), one))
     first = [] if scheduler is None else [ask(scheduler)]
+    if before is not None and {*before.devices} <= {device.name for device in cluster.devices}:
+        first.append(played(UNCHANGED, before))
     quick = (one for one in known if len(cluster.devices) <= SLOW.get(one, len(cluster.devices)))
     found = sorted([*first, *(tried(one) for one in quick if one != scheduler)], key=lambda one: one.order)
-    chosen = first[0] if first else quickest(found, cluster)
+    chosen = quickest(found if scheduler is None else sorted(first, key=lambda one: one.order), cluster)
     if chosen.timeline is None or chosen.step_s is None:
         chosen = ask(known[0])  # says why not
     assert chosen.timeline is not None
