@@ -112,8 +112,11 @@ def noted_shares(path: Path, devices: Cluster, resume: bool) -> list[float]:
     if resume and path.exists():
         with contextlib.suppress(BadInput, TypeError, ValueError):  # a damaged note costs the last bits only
             noted: Any = read_json(path, "the shares of a stopped run")
-            if isinstance(noted, dict) and noted.keys() == now.keys():
-                return [float(noted[name]) for name in now]
+            shares = (
+                [float(noted[name]) for name in now] if isinstance(noted, dict) and noted.keys() == now.keys() else []
+            )
+            if shares and all(0 < share <= 1 for share in shares):
+                return shares
     write_json(path, now)
     return list(now.values())
 

@@ -161,6 +161,6 @@ def test_a_resumed_run_shares_out_as_it_began(tmp_path: Path) -> None:
     assert noted_shares(note, cluster(b=1.0, a=5.0), resume=True) == began[::-1]
     assert noted_shares(note, cluster(a=4.0, c=1.0), resume=True) == [1.0, 0.25]  # another device
     assert noted_shares(note, cluster(c=1.0, a=2.0), resume=False) == [0.5, 1.0]
-    for damaged in ('{"c": 1.0, "a"', '{"c": null, "a": 1.0}', "[]"):
+    for damaged in ('{"c": 1.0, "a"', '{"c": null, "a": 1.0}', '{"c": 0, "a": 1.0}', '{"c": NaN, "a": 1.0}', "[]"):
         note.write_text(damaged)
         assert noted_shares(note, cluster(c=1.0, a=5.0), resume=True) == [0.2, 1.0]
